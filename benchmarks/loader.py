@@ -1,0 +1,250 @@
+"""Images/s and memory of the loader, beside a torchvision DataLoader doing the same work.
+
+    python benchmarks/loader.py                                   # synthetic 32 x 32 images
+    python benchmarks/loader.py --data data --dataset cifar10     # the first images of prepared data
+
+Every figure comes from a fresh process of its own: one pass to warm up, then the median of `--passes`
+passes over all images. torchvision's side is what people write: a data set of PIL images, v2
+transforms, a DataLoader with persistent workers. Both sides deliver shuffled uint8 batches; normalising
+is left to the training device. `write` stores all images in a new file. Peak memory is the resident set
+of the process and its workers, mapped files and imported libraries included; `own` is the part of it
+that no file stands behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from rmd_dist.config import CropFlipConfig, ViewConfig
+from rmd_dist.data.beton import beton_path, write_beton
+from rmd_dist.data.datasets import DATASET_INFO, Dataset, Samples
+from rmd_dist.data.loader import build_loader
+
+WORK = ("write", "plain", "crop-flip", "two-views")
+SIDES = ("rmd_dist", "torchvision")
+INFO = DATASET_INFO["cifar10"]  # only its image size matters here
+
+
+class PilImages(TorchDataset[Any]):
+    """As torchvision's CIFAR10: an array, of which each item becomes a PIL image and is transformed."""
+
+    def __init__(self, images: np.ndarray[Any, Any], transform: Callable[[Any], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index])), index
+
+
+class TwoViews:
+    """Two draws of one transform, for SimSiam."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any) -> tuple[Any, Any]:
+        return self.transform(image), self.transform(image)
+
+
+def torchvision_transform(work: str) -> Callable[[Any], Any]:
+    from torchvision.transforms import v2  # here, so that our side's memory is not charged with it
+
+    if work == "crop-flip":
+        return v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    if work == "two-views":
+        view = [
+            v2.RandomResizedCrop(32, scale=(0.2, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.PILToTensor(),
+        ]
+        return TwoViews(v2.Compose(view))
+    return v2.PILToTensor()
+
+
+def torchvision_pass(work: str, folder: Path, batch_size: int, workers: int) -> Callable[[int], int]:
+    images = np.load(folder / "images.npy")
+    loader = DataLoader(
+        PilImages(images, torchvision_transform(work)),
+        batch_size,
+        shuffle=work != "write",
+        drop_last=work != "write",
+        num_workers=workers,
+        persistent_workers=True,
+    )
+
+    def write(_: int) -> int:
+        count, path = 0, folder / "images.raw"
+        with path.open("wb") as file:
+            for batch, index in loader:
+                file.write(batch.permute(0, 2, 3, 1).contiguous().numpy().data)
+                count += len(index)
+            file.flush()
+            os.fsync(file.fileno())
+        return count
+
+    return write if work == "write" else lambda _: sum(len(index) for _, index in loader)
+
+
+def our_pass(work: str, folder: Path, batch_size: int, workers: int) -> Callable[[int], int]:
+    if work == "write":
+        images = np.load(folder / "images.npy")
+        samples = Samples(images, np.zeros(len(images), np.int64))
+
+        def write(_: int) -> int:
+            with tempfile.TemporaryDirectory(dir=folder) as target:
+                write_beton(samples, INFO, "train", Path(target))
+            return len(images)
+
+        return write
+    count = json.loads((folder / "count.json").read_text())
+    beton = beton_path(folder, INFO.name, "train")
+    augment = {"plain": None, "crop-flip": CropFlipConfig(), "two-views": ViewConfig()}[work]
+    loader = build_loader(
+        Dataset(INFO, "train", np.zeros(count, np.int64), beton),
+        kind="ffcv",
+        augment=augment,
+        batch_size=batch_size,
+        seed=0,
+        workers=workers,
+    )
+    return lambda epoch: sum(len(batch.index) for batch in loader.epoch(epoch))
+
+
+def measure(args: argparse.Namespace) -> None:
+    """One figure, in this process; prints the images/s of each pass as JSON."""
+    make = our_pass if args.side == SIDES[0] else torchvision_pass
+    start = time.perf_counter()
+    one_pass = make(args.work, args.folder, args.batch_size, args.workers)
+    one_pass(0)
+    warm_up, rates = time.perf_counter() - start, []
+    for epoch in range(1, args.passes + 1):
+        repeats, start, count = 0, time.perf_counter(), 0
+        while repeats == 0 or (time.perf_counter() - start < 0.5 and repeats < 100):
+            count += one_pass(epoch + repeats * args.passes)
+            repeats += 1
+        rates.append(count / (time.perf_counter() - start))
+    print(json.dumps({"rates": rates, "warm_up_s": warm_up}))
+
+
+def _tree(process: psutil.Process) -> Iterator[int]:
+    yield process.pid
+    for child in process.children(recursive=True):
+        yield child.pid
+
+
+def _resident(pid: int) -> tuple[int, int]:
+    """(all, own) resident bytes of a process; (0, 0) when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
+    return 1024 * int(fields.get("VmRSS", 0)), 1024 * int(fields.get("RssAnon", 0))
+
+
+def run(work: str, side: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One figure from a fresh process, watched for its memory."""
+    options = {"work": work, "side": side, "folder": folder}
+    options |= {name: getattr(args, name) for name in ("batch_size", "workers", "passes")}
+    command = [sys.executable, __file__, "--measure"]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        watched, peak, own = psutil.Process(child.pid), 0, 0
+        while child.poll() is None:
+            try:
+                resident = [_resident(pid) for pid in _tree(watched)]
+            except psutil.NoSuchProcess:
+                break
+            peak = max(peak, sum(both for both, _ in resident))
+            own = max(own, sum(anonymous for _, anonymous in resident))
+            time.sleep(0.05)
+        output = child.communicate()[0]
+    if child.returncode:
+        raise SystemExit(f"{work} with {side} failed with exit code {child.returncode}")
+    figures: dict[str, Any] = json.loads(output)
+    return figures | {"rate": median(figures["rates"]), "peak_bytes": peak, "own_bytes": own}
+
+
+def load_images(args: argparse.Namespace) -> np.ndarray[Any, Any]:
+    """(N, 32, 32, 3) uint8."""
+    if args.data is None:
+        return np.random.default_rng(0).integers(0, 256, (args.samples, 32, 32, 3), dtype=np.uint8)
+    from rmd_dist.data.prepare import open_dataset
+
+    images = open_dataset(args.dataset, "train", root=args.data, loader="memory").images
+    assert images is not None
+    return images[: args.samples]
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    print(f"{'':10} {'images/s':>24} {'':>7} {'peak memory, MB (own)':>27}")
+    print(f"{'':10} {SIDES[0]:>12}{SIDES[1]:>12} {'ratio':>7} {SIDES[0]:>13} {SIDES[1]:>13}")
+    for work, row in results.items():
+        ours, theirs = (row[side]["rate"] for side in SIDES)
+        memory = [f"{row[s]['peak_bytes'] / 1e6:.0f} ({row[s]['own_bytes'] / 1e6:.0f})" for s in SIDES]
+        print(
+            f"{work:10} {ours:>12,.0f}{theirs:>12,.0f} {ours / theirs:>6.1f}x {memory[0]:>13} {memory[1]:>13}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of prepared betons; unset: synthetic images")
+    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100"))
+    parser.add_argument("--samples", type=int, default=10_000, help="images used")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2, help="our threads, and torchvision's processes")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    for hidden in ("--measure", "--side", "--work", "--folder"):
+        kind: dict[str, Any] = {"action": "store_true"} if hidden == "--measure" else {"type": str}
+        parser.add_argument(hidden, help=argparse.SUPPRESS, **kind)
+    args = parser.parse_args()
+    if args.measure:
+        args.folder = Path(args.folder)
+        measure(args)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder, images = Path(name), load_images(args)
+        np.save(folder / "images.npy", images)
+        (folder / "count.json").write_text(json.dumps(len(images)))
+        write_beton(Samples(images, np.zeros(len(images), np.int64)), INFO, "train", folder)
+        results: dict[str, dict[str, Any]] = {}
+        for work in WORK:
+            row = {side: run(work, side, folder, args) for side in SIDES}
+            results[work] = row | {"ratio": row[SIDES[0]]["rate"] / row[SIDES[1]]["rate"]}
+    about = f"{len(images)} images, batch {args.batch_size}, {args.workers} workers, {args.passes} passes"
+    print(f"{about}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores\n")
+    print_table(results)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Write the betons of a data set, or show what a noise protocol does to its labels.
+
+python launch/prepare.py --dataset cifar10 --source cifar-10-python.tar.gz --out data
+python launch/prepare.py noise --dataset cifar10 --protocol symmetric --rate 0.4
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rmd_dist.cli import run
+from rmd_dist.config import DATASETS
+from rmd_dist.console import is_interactive, make_table, plain_text
+from rmd_dist.data.beton import Progress, beton_path, read_manifest
+from rmd_dist.data.noise import PROTOCOLS, make_noise, transition_rows
+from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=("betons", "noise"), default="betons")
+    parser.add_argument("--dataset", choices=DATASETS, required=True)
+    parser.add_argument("--source", type=Path, help="official python archive (tar.gz) or its unpacked folder")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="betons, archives, human label files")
+    noise = parser.add_argument_group("noise")
+    noise.add_argument("--protocol", default="symmetric", help=", ".join(PROTOCOLS))
+    noise.add_argument("--rate", type=float, default=0.4)
+    noise.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.command == "noise":
+        show_noise(args)
+        return
+    with shown_progress() as progress:
+        prepare(args.dataset, args.out, args.source, progress=progress)
+    for split in SPLITS:
+        manifest = read_manifest(path := beton_path(args.out, args.dataset, split))
+        print(f"{path}: {manifest['count']} images from {manifest['source']}, intact")
+
+
+def show_noise(args: argparse.Namespace) -> None:
+    data = open_dataset(args.dataset, "train", root=args.out, source=args.source, loader="memory")
+    setup = (args.protocol, args.rate, args.seed, data.info.num_classes)
+    manifest = make_noise(data.labels, *setup, dataset=args.dataset, root=args.out).manifest
+    print(json.dumps({key: value for key, value in manifest.items() if key != "transitions"}, indent=1))
+    print(plain_text(make_table("labels", *transition_rows(manifest, data.info.classes))))
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A bar on a terminal, one line for each thing done elsewhere."""
+    if not is_interactive(sys.stderr):
+        yield lambda what, done, total: None if done < total else print(what, flush=True)
+        return
+    from rich import console, progress
+
+    with progress.Progress(console=console.Console(stderr=True)) as bar:
+        tasks: dict[str, progress.TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for earlier in tasks.values():  # one thing at a time; reading has no count of its own
+                    bar.update(earlier, completed=1, total=1)
+                tasks[what] = bar.add_task(what, total=None)
+            bar.update(tasks[what], completed=done, total=total or None)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""Checkpoints: weights, optimizer, scaler and step; written atomically, verified before loading.
+
+A checkpoint is a pair in `checkpoints/`: `step-NNNNNNNNN.safetensors` (all tensors) and
+`step-NNNNNNNNN.json` (its size and SHA-256, the step, scalars). The JSON is written last, so a
+checkpoint exists only when it is whole. Learning rate, data order and augmentation are functions of
+(seed, step) and need no saving. Nothing here can execute code: tensors are safetensors, the rest JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmd_dist.config import ConfigError
+from rmd_dist.files import load_weights, read_tensors, save_tensors, sha256, write_json
+
+FORMAT = 1
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One intact checkpoint on disk."""
+
+    path: Path
+    step: int
+    scalars: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any],
+    *,
+    keep: int,
+) -> Path:
+    """Save the whole training state after `step` optimizer steps and retain the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
+    scalars: dict[str, Any] = {"scaler": scaler}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            key = f"{_OPTIMIZER}{index}/{name}"
+            if isinstance(value, Tensor):
+                tensors[key] = value
+            elif value is not None:
+                scalars[key] = value
+    path = folder / f"step-{step:09d}.safetensors"
+    save_tensors(path, tensors)
+    manifest = {"format": FORMAT, "step": step, "scalars": scalars}
+    write_json(path.with_suffix(".json"), manifest | {"size": path.stat().st_size, "sha256": sha256(path)})
+    for old in _manifests(folder)[keep:]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint of a folder; damaged ones are named to `warn` and passed over."""
+    for manifest in _manifests(folder):
+        try:
+            return open_checkpoint(manifest.with_suffix(".safetensors"))
+        except ConfigError as error:
+            warn(f"passing over a damaged checkpoint: {error}")
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Verify one checkpoint by its manifest. Raises ConfigError if it is missing, foreign or damaged."""
+    try:
+        manifest = json.loads(path.with_suffix(".json").read_text())
+        if manifest["format"] != FORMAT:
+            raise ConfigError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+        expected, digest = int(manifest["size"]), str(manifest["sha256"])
+        step, scalars = int(manifest["step"]), dict(manifest["scalars"])
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a checkpoint of this program ({error!r})") from None
+    if size != expected:
+        raise ConfigError(f"{path} has {size} bytes, its manifest says {expected}")
+    if sha256(path) != digest:
+        raise ConfigError(f"{path} does not have the SHA-256 of its manifest")
+    return Checkpoint(path, step, scalars)
+
+
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a checkpoint into an unwrapped module and its optimizer; returns the scaler's state."""
+    tensors = read_tensors(checkpoint.path)
+    model = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
+    load_weights(module, model, checkpoint.path)
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *checkpoint.scalars.items()]:
+        if key.startswith(_OPTIMIZER):
+            index, name = key.removeprefix(_OPTIMIZER).split("/")
+            state.setdefault(int(index), {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape:
+                # Strides like the parameter's, as they were before the save.
+                values[name] = torch.empty_like(parameters[number]).copy_(value)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return dict(checkpoint.scalars["scaler"])
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """Manifests of a checkpoint folder, newest step first."""
+    return sorted(folder.glob("step-*.json"), reverse=True)

@@ -1,0 +1,170 @@
+"""Command line of the launch scripts: YAML deltas, then flags, into one typed config; errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from rmd_dist import __version__
+from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
+from rmd_dist.config_check import validate
+
+Config = TypeVar("Config", PretrainConfig, DistillConfig, EvaluateConfig)
+
+
+def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Parse `argv` (default: the process's) into a validated `cls`.
+
+    Raises ConfigError, one line, for an unknown key or flag, a bad value or an unreadable file.
+    """
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description=(cls.__doc__ or "").splitlines()[0],
+        epilog="Short names: "
+        + ", ".join(f"--{s} = --{full}" for s, full in sorted(_short_names(cls).items())),
+        version=__version__,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of deltas; may be given repeatedly")
+    parser.add_class_arguments(cls)
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        namespace = parser.parse_args(_expand(words, cls))
+    except ArgumentError as error:
+        raise ConfigError(_one_line(str(error), cls)) from None
+    for key, kind in get_type_hints(cls).items():
+        if is_dataclass(kind) and not hasattr(getattr(namespace, key), "__dict__"):
+            raise ConfigError(
+                f"{key} = {getattr(namespace, key)!r} must be a group of keys, such as {key}: {{...}}"
+            )
+    config: Config = parser.instantiate(namespace)  # type: ignore[no-untyped-call, unused-ignore]
+    return validate(cls(**{f.name: getattr(config, f.name) for f in fields(cls)}))
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a launch script's `main`; a ConfigError becomes one line on stderr (rank 0 only), exit code 2."""
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        code = main() or 0
+    except ConfigError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        if first:
+            print("interrupted: the same command continues from the newest checkpoint", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def full_keys(cls: type) -> list[str]:
+    """Every dotted key of a config dataclass, such as `optim.lr`."""
+    keys = []
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        nested = hints[f.name]
+        if is_dataclass(nested):
+            assert isinstance(nested, type)
+            keys += [f"{f.name}.{key}" for key in full_keys(nested)]
+        else:
+            keys.append(f.name)
+    return keys
+
+
+def _short_names(cls: type) -> dict[str, str]:
+    """Short -> full: a key's last part where only one key ends in it, and SHORT_NAMES."""
+    keys = full_keys(cls)
+    leaves = [key.split(".")[-1] for key in keys]
+    unique = {leaf: key for leaf, key in zip(leaves, keys, strict=True) if leaves.count(leaf) == 1}
+    return {s: full for s, full in (unique | SHORT_NAMES).items() if full in keys and s not in keys}
+
+
+def _expand(words: Sequence[str], cls: type) -> list[str]:
+    """`--max-steps=3` -> `--run.max_steps=3`: dashes become underscores, short names full ones."""
+    short = _short_names(cls)
+    expanded = []
+    for word in words:
+        match = re.match(r"--([A-Za-z][\w.-]*)(=.*)?$", word, flags=re.DOTALL)
+        if match:
+            name = match[1].replace("-", "_")
+            word = f"--{short.get(name, name)}{match[2] or ''}"
+        expanded.append(word)
+    return expanded
+
+
+def _one_line(message: str, cls: type) -> str:
+    """jsonargparse's several lines as one, with what is allowed and the nearest names that exist."""
+    flat = " ".join(message.split())
+    unknown = re.match(r"unrecognized arguments: (\S+)", flat) or re.search(
+        r"(?:does not accept option|[Kk]ey|Option) '([\w.]+)'", flat
+    )
+    if unknown and ("unrecognized" in flat or "not accept" in flat or "not expected" in flat):
+        group = re.search(r"Group '([\w.]+)'", flat)
+        name = unknown[1].lstrip("-").split("=")[0]
+        name = f"{group[1]}.{name}" if group else name
+        keys = full_keys(cls)
+        near = difflib.get_close_matches(name, [*keys, *_short_names(cls)], n=3, cutoff=0.6)
+        near += [key for key in keys if key.split(".")[-1] == name.split(".")[-1] and key not in near]
+        near = near or [key for key in keys if "." in name and key.split(".")[0] == name.split(".")[0]]
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
+        return f"unknown option {name!r}; {hint}"
+    bad = re.match(r'Parser key "([\w.]+)": (.*)', flat)
+    if bad:
+        given = re.search(r"(?:Given value: |Got value: )(.*)$", flat)
+        wanted = _wanted(cls, bad[1])
+        if given and wanted:
+            return f"{bad[1]} = {given[1].strip()!r} is not valid; allowed: {wanted}"
+        return f"{bad[1]}: {bad[2]}"
+    return flat
+
+
+def _wanted(cls: type, key: str) -> str:
+    kind: Any = cls
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    if kind is None:
+        return ""
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    text = text.replace("typing.", "").replace("NoneType", "null").replace("None", "null")
+    return re.sub(r"Literal\[(.*)\]", r"\1", text).replace("'", "")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config (or nested dict) as {dotted key: plain value}."""
+    items = (
+        {f.name: getattr(config, f.name) for f in fields(config)} if is_dataclass(config) else dict(config)
+    )
+    flat: dict[str, Any] = {}
+    for name, value in items.items():
+        if is_dataclass(value) or (isinstance(value, dict) and value):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain nested dicts and lists, fit for YAML and JSON."""
+    if is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def save_yaml(config: Any, path: Path) -> None:
+    """Write a config so that `--config PATH` gives it back."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))

@@ -1,0 +1,106 @@
+"""Ranges and combinations of configuration values, and the defaults that depend on the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from rmd_dist.config import ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
+
+_Config = TypeVar("_Config", PretrainConfig, DistillConfig, EvaluateConfig)
+_INF = float("inf")
+
+RANGES: dict[str, tuple[float, float]] = {
+    "K": (0, _INF),
+    "validation": (0, 0.9),
+    "data.batch_size": (1, _INF),
+    "data.workers": (0, 1024),
+    "data.train_samples": (1, _INF),
+    "data.test_samples": (1, _INF),
+    "views.brightness": (0, _INF),
+    "views.contrast": (0, _INF),
+    "views.saturation": (0, _INF),
+    "views.hue": (0, 0.5),
+    "views.jitter_p": (0, 1),
+    "views.grayscale_p": (0, 1),
+    "views.flip_p": (0, 1),
+    "augment.padding": (0, 1024),
+    "augment.flip_p": (0, 1),
+    "noise.rate": (0, 1),
+    "noise.seed": (0, 2**63 - 1),
+    "simsiam.dim": (1, _INF),
+    "simsiam.hidden_dim": (1, _INF),
+    "graph.node_weight": (0, _INF),
+    "graph.edge_weight": (0, _INF),
+    "graph.reference_batch": (2, _INF),
+    "optim.epochs": (1, _INF),
+    "optim.lr": (0, _INF),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, _INF),
+    "optim.gamma": (0, 1),
+    "optim.warmup_epochs": (0, _INF),
+    "optim.clip_norm": (1e-12, _INF),
+    "optim.accumulation": (1, _INF),
+    "eval.every_epochs": (0, _INF),
+    "eval.batch_size": (1, _INF),
+    "eval.train_samples": (0, _INF),
+    "eval.knn_k": (1, _INF),
+    "eval.knn_temperature": (1e-6, _INF),
+    "checkpoint.every_steps": (0, _INF),
+    "checkpoint.every_epochs": (0, _INF),
+    "checkpoint.keep": (1, _INF),
+    "run.seed": (0, 2**63 - 1),
+    "run.max_steps": (1, _INF),
+    "run.log_every": (1, _INF),
+    # launch/evaluate.py
+    "batch_size": (1, _INF),
+    "workers": (0, 1024),
+    "train_samples": (0, _INF),
+    "test_samples": (1, _INF),
+    "knn_k": (1, _INF),
+    "knn_temperature": (1e-6, _INF),
+}
+
+
+def validate(config: _Config) -> _Config:
+    """Check ranges and combinations and fill in what depends on the data set; returns the config.
+
+    Raises ConfigError naming key, value, what is allowed and the remedy.
+    """
+    for key, value in _numbers(config):
+        low, high = RANGES.get(key, (-_INF, _INF))
+        if not low <= value <= high or value == _INF:
+            raise ConfigError(f"{key} = {value} is out of range; allowed: {low:g} to {high:g}, finite")
+    if isinstance(config, EvaluateConfig):
+        return config
+    data, optim = config.data, config.optim
+    if data.batch_size % optim.accumulation:
+        raise ConfigError(
+            f"data.batch_size = {data.batch_size} is not a multiple of optim.accumulation = "
+            f"{optim.accumulation}; choose a batch size that the micro-steps divide"
+        )
+    milestones = list(optim.milestones)
+    if any(not 0 < m < 1 for m in milestones) or milestones != sorted(milestones):
+        raise ConfigError(f"optim.milestones = {milestones} must be rising shares between 0 and 1")
+    if optim.lr is None:
+        # Paper, section 4.3: SimSiam 0.03; distillation 0.001 on CIFAR-10, 0.01 on CIFAR-100.
+        by_dataset = 0.01 if data.dataset == "cifar100" else 0.001
+        optim.lr = 0.03 if isinstance(config, PretrainConfig) else by_dataset
+    if isinstance(config, PretrainConfig):
+        low, high = config.views.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")
+    elif config.student_init == "teacher" and config.K == 0 and config.teacher is None:
+        raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
+    return config
+
+
+def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted key, value) of every number of a config."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{f.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{f.name}", value

@@ -1,0 +1,1 @@
+"""Samples, label noise, betons, augmentation and loading."""

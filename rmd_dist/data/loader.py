@@ -1,0 +1,234 @@
+"""Batches in the global order: uint8 views and sample indices, normalised on the training device.
+
+    build_loader -> Loader.epoch(e, start_batch) -> Batch(views, index) -> .to(device) -> normalize
+
+The order is a function of (seed, epoch) and the pixels of (seed, epoch, sample, view), so that any
+number of ranks, workers and restarts sees the same batches. Two sources give the same bytes: `ffcv`
+reads a mapped beton, `memory` an array. Labels are looked up by index: clean or noisy, they are arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmd_dist.config import ConfigError
+from rmd_dist.data.augment import AugmentConfig, Augmenter
+from rmd_dist.data.datasets import Dataset
+from rmd_dist.data.pixels import Bytes
+from rmd_dist.data.prefetch import Ints, Reader, Rendered, ThreadReader, consume
+from rmd_dist.dist import share, share_sizes
+from rmd_dist.rng import permutation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a batch; its tensors belong to whoever holds it."""
+
+    views: tuple[Tensor, ...]
+    """Each uint8 (b, H, W, 3)."""
+    index: Tensor
+    """int64 (b,), data set indices."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`; the copy does not wait where memory is pinned."""
+        views = tuple(view.to(device, non_blocking=True) for view in self.views)
+        return Batch(views, self.index.to(device, non_blocking=True))
+
+
+def normalize(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool = True
+) -> Tensor:
+    """uint8 (b, H, W, 3) -> float32 (b, 3, H, W) = (images / 255 - mean) / std, on the same device.
+
+    The result is channels_last in memory, as the images are, unless that is declined.
+    """
+    scale, shift = _affine(tuple(mean), tuple(std), images.device)
+    floats = images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
+    return floats if channels_last else floats.contiguous()
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each (3, 1, 1); kept, because sending them anew would stall a GPU in every step."""
+    with torch.inference_mode(False):  # evaluation may be the first to ask, training gets the same tensors
+        scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=torch.float32, device=device)
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        return scale.view(-1, 1, 1), torch.tensor(shift, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which samples a rank reads, batch by batch."""
+
+    indices: Ints
+    """Data set indices (n,)."""
+    batch_size: int
+    """Shuffled: of a batch over all ranks. In order: of a batch of one rank."""
+    seed: int
+    shuffle: bool
+    rank: int
+    world_size: int
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples of one batch on this rank."""
+        if not self.shuffle:
+            return self.batch_size
+        return share_sizes(self.batch_size, self.world_size)[self.rank]
+
+    def __len__(self) -> int:
+        """Batches of one epoch on this rank."""
+        if self.shuffle:
+            return len(self.indices) // self.batch_size
+        return -(-share_sizes(len(self.indices), self.world_size)[self.rank] // self.batch_size)
+
+    def rows(self, epoch: int, start_batch: int = 0) -> Ints:
+        """This rank's samples from `start_batch` on, (m,); its batches are runs of `rank_batch` of them.
+
+        Shuffled: one permutation per (seed, epoch), cut to whole batches; every rank takes its share of
+        each batch. In order: every rank takes its share of the whole list, and the last batch is short.
+        """
+        if self.shuffle:
+            order = self.indices[permutation(len(self.indices), self.seed, epoch)]
+            batches = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
+            return batches[start_batch:, share(self.batch_size, self.rank, self.world_size)].reshape(-1)
+        own = self.indices[share(len(self.indices), self.rank, self.world_size)]
+        return own[start_batch * self.batch_size :]
+
+
+class Source(Protocol):
+    """Where pixels come from."""
+
+    def read(self, rows: Ints, epoch: int) -> Reader:
+        """Start reading the data set indices `rows` (n,), at least one, in this order."""
+
+
+class MemorySource:
+    """Batches of `batch_size` rows of images (N, S, S, 3) uint8, which are neither copied nor written to."""
+
+    def __init__(self, images: Bytes, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
+        self._data = np.ascontiguousarray(images).reshape(-1)
+        self._data.flags.writeable = False  # as a mapped beton is: both run the same compiled code
+        self._augmenter, self._batch_size, self._ahead = augmenter, batch_size, ahead
+
+    def read(self, rows: Ints, epoch: int) -> Reader:
+        """Start reading the data set indices `rows` (n,) in this order."""
+        stride = 3 * self._augmenter.size**2
+
+        def render(samples: Ints) -> Rendered:
+            pixels = self._augmenter.render(self._data, samples * stride, samples, epoch)
+            return pixels, torch.from_numpy(samples.copy())
+
+        starts = range(0, len(rows), self._batch_size)
+        return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
+
+
+class Loader:
+    """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
+
+    def __init__(self, order: Order, source: Source, augmenter: Augmenter) -> None:
+        self._order, self._source, self._augmenter = order, source, augmenter
+        self._readers: set[Reader] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Batches of one epoch on this rank."""
+        return len(self._order)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from number `start_batch` on; several epochs may be read at the same time.
+
+        Batches are prepared ahead from the first `next` on. An error in the preparing thread is raised
+        here. Leaving the iterator early (break, an exception, close) ends its thread.
+        """
+        if self._closed:
+            raise RuntimeError("this loader is closed")
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ValueError(f"epoch {epoch}, batch {start_batch}: there are batches 0 to {len(self)}")
+        rows = self._order.rows(epoch, start_batch)
+        if not len(rows):
+            return
+        reader = self._source.read(rows, epoch)
+        self._readers.add(reader)
+        try:
+            for pixels, index in consume(reader):
+                yield Batch(pixels.unbind(0), index)
+        finally:
+            self._readers.discard(reader)
+
+    def close(self) -> None:
+        """End all threads; unfinished epochs raise RuntimeError at their next batch."""
+        self._closed = True
+        for reader in list(self._readers):
+            reader.stop()
+        self._augmenter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def build_loader(
+    dataset: Dataset,
+    *,
+    kind: Literal["ffcv", "memory"] = "ffcv",
+    augment: AugmentConfig,
+    batch_size: int,
+    seed: int,
+    indices: Ints | None = None,
+    shuffle: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    batches_ahead: int = 3,
+) -> Loader:
+    """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
+
+    shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
+    shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
+    rank's, and ranks may differ by one batch. `workers` are this rank's threads. Memory: batches_ahead + 2
+    batches. Raises ConfigError for values that cannot work, ValueError for indices out of range.
+    """
+    count = len(dataset.labels)
+    chosen = np.arange(count) if indices is None else np.ascontiguousarray(indices, dtype=np.int64)
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= count):
+        raise ValueError(f"indices from {chosen.min()} to {chosen.max()}; the data set has 0 to {count - 1}")
+    for name, value in (("workers", workers), ("batches_ahead", batches_ahead)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; at least 1 is needed")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; allowed is 0 to 2**63 - 1")
+    least = world_size if shuffle else 1
+    if batch_size < least:
+        raise ConfigError(f"batch_size is {batch_size}; {world_size} rank(s) need at least {least}")
+    if shuffle and batch_size > len(chosen):
+        raise ConfigError(
+            f"batch_size is {batch_size}, but there are {len(chosen)} samples; choose a smaller batch_size"
+        )
+    order = Order(chosen, batch_size, seed, shuffle, rank, world_size)
+    augmenter = Augmenter(augment, size=dataset.info.image_size, seed=seed, workers=workers)
+    return Loader(order, _open(dataset, kind, augmenter, order.rank_batch, batches_ahead), augmenter)
+
+
+def _open(dataset: Dataset, kind: str, augmenter: Augmenter, batch_size: int, ahead: int) -> Source:
+    if kind == "memory" and dataset.images is not None:
+        return MemorySource(dataset.images, augmenter, batch_size, ahead)
+    if kind == "ffcv" and dataset.beton is not None:
+        from rmd_dist.data.ffcv_source import FfcvSource  # needs ffcv
+
+        return FfcvSource(dataset.beton, augmenter, batch_size, ahead)
+    raise ConfigError(
+        f"loader is {kind!r}; this data set was opened for another loader; allowed are ffcv and memory"
+    )

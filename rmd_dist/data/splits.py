@@ -1,0 +1,39 @@
+"""Which samples a run trains on: a fixed random subset, and a held-out share of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rmd_dist.config import ConfigError
+from rmd_dist.rng import permutation
+
+Indices = npt.NDArray[np.int64]
+
+# Streams of their own, apart from every training seed: all runs agree on the subset and the hold-out.
+_SUBSET, _HOLD_OUT, _PROBE = 101, 102, 103
+
+
+def subset(count: int, size: int | None) -> Indices:
+    """`size` of `count` sample indices, drawn uniformly and always the same way, in rising order.
+
+    Labels play no part, so nothing about them leaks into the choice. Smaller subsets lie within larger ones.
+    Raises ConfigError if `size` exceeds `count`.
+    """
+    if size is not None and size > count:
+        raise ConfigError(f"data.train_samples = {size}, but there are {count} samples; ask for fewer")
+    return np.sort(permutation(count, _SUBSET, 0)[: size or count])
+
+
+def hold_out(indices: Indices, share: float) -> tuple[Indices, Indices]:
+    """Split `indices` into (training, validation), the latter round(share * n) of them."""
+    size = round(share * len(indices))
+    shuffled = indices[permutation(len(indices), _HOLD_OUT, 0)]
+    return np.sort(shuffled[size:]), np.sort(shuffled[:size])
+
+
+def probe(indices: Indices, size: int) -> Indices:
+    """At most `size` of `indices` (0: all), a fixed random choice: what is measured on training samples."""
+    if size == 0 or size >= len(indices):
+        return indices
+    return np.sort(indices[permutation(len(indices), _PROBE, 0)[:size]])

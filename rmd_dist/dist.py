@@ -1,0 +1,341 @@
+"""Everything that crosses ranks; the only user of torch.distributed.
+
+All of it works without a process group too, as a world of one rank.
+
+The gradient convention, accounted for here and nowhere else: a loss that spans ranks has the GLOBAL
+value on every rank, and the gradient it leaves on a rank's own tensors is W times that tensor's share
+of the global gradient (W ranks). DistributedDataParallel averages parameter gradients over ranks, so
+the W cancels and every rank steps along the gradient of the global loss. In symbols, for per-sample
+losses l_i with B samples in all, L = sum_i l_i / B has dL/dl_i = W / B on the rank that owns sample i.
+Batch norm follows torch's SyncBatchNorm: its input gradient is that of the SUM of the ranks' losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as c10d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rmd_dist.config import ConfigError
+
+# Gloo's collectives pass through a queue of worker threads. For small messages between few ranks a direct
+# exchange of each pair has about half the latency, and batch norm alone has 2 messages a layer.
+_DIRECT_RANKS = 8
+_DIRECT_NUMEL = 16_384
+
+
+def _grouped() -> bool:
+    return c10d.is_available() and c10d.is_initialized()
+
+
+def world_size() -> int:
+    """Number of ranks W; 1 without a process group."""
+    return c10d.get_world_size() if _grouped() else 1
+
+
+def rank() -> int:
+    """This process's rank in [0, W); 0 without a process group."""
+    return c10d.get_rank() if _grouped() else 0
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that writes and prints."""
+    return rank() == 0
+
+
+def _nccl() -> bool:
+    return "nccl" in str(c10d.get_backend())
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if _grouped():
+        c10d.barrier(device_ids=[torch.cuda.current_device()] if _nccl() else None)
+
+
+def shutdown() -> None:
+    """Leave the process group; the last call of every script and worker. Safe without a group, and twice.
+
+    The barrier is what keeps gloo ranks from aborting at interpreter exit while a peer still talks to them.
+    """
+    if _grouped():
+        try:
+            barrier()
+        finally:
+            c10d.destroy_process_group()
+
+
+def share(n: int, rank: int, world: int) -> slice:
+    """Contiguous share of `n` items that `rank` of `world` owns; shares differ by at most 1 in length."""
+    return slice(n * rank // world, n * (rank + 1) // world)
+
+
+def share_sizes(n: int, world: int) -> list[int]:
+    """Lengths of the shares of all ranks, in rank order."""
+    shares = [share(n, r, world) for r in range(world)]
+    return [s.stop - s.start for s in shares]
+
+
+def average_gradient_scale() -> float:
+    """W: what a closed-form gradient of a global loss is multiplied by, as DDP will divide by it."""
+    return float(world_size())
+
+
+def _gather_equal(x: Tensor) -> Tensor:
+    """(...) -> (W, ...) in rank order; the shape must be the same on every rank (gloo aborts otherwise)."""
+    world, own = world_size(), rank()
+    x = x.detach().contiguous()
+    if world == 1:
+        return x.unsqueeze(0)
+    out = x.new_empty((world, *x.shape))
+    if x.is_cpu and world <= _DIRECT_RANKS and x.numel() <= _DIRECT_NUMEL:
+        peers = [r for r in range(world) if r != own]
+        pending = [c10d.isend(x, r) for r in peers] + [c10d.irecv(out[r], r) for r in peers]
+        out[own] = x
+        for work in pending:
+            assert work is not None  # None only for a rank outside the group
+            work.wait()
+    else:
+        c10d.all_gather(list(out.unbind(0)), x)
+    return out
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, as a new tensor without gradient; the same bits on every rank."""
+    x = x.detach()
+    if world_size() == 1:
+        return x.clone()
+    if x.is_cpu and world_size() <= _DIRECT_RANKS and x.numel() <= _DIRECT_NUMEL:
+        return _gather_equal(x).sum(0)
+    out = x.contiguous().clone()
+    c10d.all_reduce(out)
+    return out
+
+
+def row_counts(x: Tensor) -> list[int]:
+    """First dimension of every rank's x, in rank order. On CUDA this waits for the device."""
+    if world_size() == 1:
+        return [x.shape[0]]
+    counts: list[int] = _gather_equal(torch.tensor([x.shape[0]], device=x.device)).flatten().tolist()
+    return counts
+
+
+def all_gather_rows(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of every rank, in rank order, without gradient: (b_r, ...) -> (sum of b_r, ...).
+
+    The ranks' row counts b_r may differ. `sizes` gives them where the caller knows them; it must be the
+    same on every rank. Unset, they are exchanged first (row_counts).
+    """
+    if world_size() == 1:
+        return x.detach().clone()
+    sizes = row_counts(x) if sizes is None else sizes
+    assert sizes[rank()] == x.shape[0], f"rank {rank()} holds {x.shape[0]} rows, sizes says {list(sizes)}"
+    most = max(sizes)
+    padded = x.detach()
+    if x.shape[0] < most:
+        padded = torch.cat([padded, x.new_zeros((most - x.shape[0], *x.shape[1:]))])
+    gathered = _gather_equal(padded)
+    if min(sizes) == most:
+        return gathered.flatten(0, 1)
+    return torch.cat([rows[:b] for rows, b in zip(gathered, sizes, strict=True)])
+
+
+def all_gather_object(obj: Any) -> list[Any]:
+    """One picklable object of every rank, in rank order."""
+    out: list[Any] = [obj] * world_size()
+    if world_size() > 1:
+        c10d.all_gather_object(out, obj)
+    return out
+
+
+def broadcast_object(obj: Any, src: int = 0) -> Any:
+    """The picklable object that rank `src` holds."""
+    box = [obj]
+    if world_size() > 1:
+        c10d.broadcast_object_list(box, src=src)
+    return box[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on any rank: how ranks agree to stop."""
+    if world_size() == 1:
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if _nccl() else torch.device("cpu")
+    return bool(all_reduce_sum(torch.tensor([flag], dtype=torch.int64, device=device)).item())
+
+
+class _GlobalMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total, count = all_reduce_sum(torch.stack([values.sum(), values.new_tensor(len(values))])).unbind()
+        ctx.save_for_backward(count)
+        ctx.rows = len(values)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (count,) = ctx.saved_tensors
+        per_sample: Tensor = grads[0] * (average_gradient_scale() / count)
+        return per_sample.expand(ctx.rows)
+
+
+def global_mean(values: Tensor) -> Tensor:
+    """Mean of per-sample losses over the samples of ALL ranks: (b_r,) -> scalar, in fp32 at least.
+
+    The value is the same on every rank; the gradient follows the module's convention.
+    """
+    values = values if values.dtype == torch.float64 else values.float()
+    mean: Tensor = _GlobalMean.apply(values)
+    return mean
+
+
+def _per_channel(v: Tensor, like: Tensor) -> Tensor:
+    return v.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale_c x + shift_c in one pass over memory."""
+    if x.dim() > 2 and x.is_contiguous():
+        # With two broadcast operands elementwise kernels do not vectorise over NCHW; batch norm's does.
+        zero, one = torch.zeros_like(shift), torch.ones_like(scale)
+        return F.batch_norm(x, zero, one, scale, shift, False, 0.0, 0.0)
+    return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """Batch norm by the statistics of all ranks' samples; counts of ranks may differ, down to none.
+
+    Forward: each rank's (mean, M2, n) are gathered and combined by Chan, Golub & LeVeque (1983):
+    mean = sum n_r mean_r / n, M2 = sum M2_r + n_r (mean_r - mean)^2. Backward, with sums over all ranks:
+    dx = w / sigma (dy - sum(dy) / n - xhat sum(dy xhat) / n). Both use torch's native kernels per rank.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        channels = x.shape[1]
+        local = x.numel() // channels
+        mean_r = var_r = x.new_zeros(channels, dtype=torch.promote_types(x.dtype, torch.float32))
+        if local:
+            # Running statistics in fp32 are what makes the kernel keep bf16 input's in fp32. var_r is biased.
+            mean_r, var_r = torch.batch_norm_update_stats(x, mean_r.clone(), var_r.clone(), 0.0)
+        stats = _gather_equal(torch.cat([mean_r, var_r * local, mean_r.new_tensor([local])]))
+        means, squares, counts = torch.split(stats, [channels, channels, 1], dim=1)
+        n = int(counts.sum().item())
+        if n <= 1:
+            raise ValueError(f"batch norm needs more than 1 value per channel over all ranks, got {n}")
+        mean = (means * counts).sum(0) / n
+        m2 = (squares + counts * (means - mean).square()).sum(0)
+        var = m2 / n
+        if running is not None:
+            running[0].lerp_(mean.to(running[0].dtype), momentum)
+            running[1].lerp_((m2 / (n - 1)).to(running[1].dtype), momentum)
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.n, ctx.eps, ctx.has_bias = n, eps, bias is not None
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if local else torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd = ctx.saved_tensors
+        dy = grads[0]
+        if x.numel():
+            # Asked for its parameter gradients alone, the kernel makes one pass: sum(dy xhat) and sum(dy).
+            _, dy_xhat, dy_sum = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, None, None, mean, invstd, True, ctx.eps, [False, True, True]
+            )
+        else:
+            dy_xhat = dy_sum = torch.zeros_like(mean)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            sums = all_reduce_sum(torch.stack([dy_xhat, dy_sum])) / ctx.n
+            dx = _input_gradient(dy, x, weight, mean, invstd, *sums.to(mean.dtype))
+        dweight = dy_xhat.to(weight.dtype) if ctx.needs_input_grad[1] else None
+        dbias = dy_sum.to(weight.dtype) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return dx, dweight, dbias, None, None, None
+
+
+def _input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    mean_dy_xhat: Tensor,
+    mean_dy: Tensor,
+) -> Tensor:
+    """dx = a dy + b x + c per channel, by two passes over memory."""
+    a = invstd if weight is None else invstd * weight
+    b = -a * invstd * mean_dy_xhat
+    c = -a * mean_dy - b * mean
+    dx = _scale_shift(x, b, c).to(mean.dtype)
+    return dx.addcmul_(dy, _per_channel(a, x)).to(x.dtype)
+
+
+class _GlobalBatchNormModule(_BatchNorm):
+    """What GlobalBatchNorm1d and 2d share: torch's batch norm, but for training on several ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break()  # collectives of an autograd function cannot be traced
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        momentum, running = 0.0, None
+        if self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None and self.running_var is not None
+            self.num_batches_tracked.add_(1)
+            running = (self.running_mean, self.running_var)
+            # momentum None means the cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        y: Tensor = _GlobalBatchNorm.apply(x, self.weight, self.bias, running, momentum, self.eps)
+        return y
+
+
+class GlobalBatchNorm1d(_GlobalBatchNormModule, nn.BatchNorm1d):
+    """nn.BatchNorm1d over the samples of all ranks, for CPU ranks (torch's SyncBatchNorm refuses those)."""
+
+
+class GlobalBatchNorm2d(_GlobalBatchNormModule, nn.BatchNorm2d):
+    """nn.BatchNorm2d over the samples of all ranks, for CPU ranks (torch's SyncBatchNorm refuses those)."""
+
+
+_GLOBAL_OF = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: GlobalBatchNorm2d}
+
+
+def convert_batch_norm(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+    """Make every batch norm of `module` global over ranks; keys, parameters and buffers stay the same.
+
+    On CUDA the layers become torch's SyncBatchNorm (timm's fused ones included), elsewhere ours, which
+    run the native kernel where there is one rank. Use the returned module.
+
+    Raises:
+        ConfigError: a kind of batch norm that has no global form on CPU ranks.
+    """
+    if torch.device(device).type == "cuda":
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
+    for name, layer in module.named_modules():
+        if isinstance(layer, _GlobalBatchNormModule) or not isinstance(layer, _BatchNorm):
+            continue
+        if type(layer) not in _GLOBAL_OF:
+            raise ConfigError(
+                f"layer {name!r} is a {type(layer).__name__}, which has no form over several CPU ranks: "
+                "use a model with nn.BatchNorm1d or 2d (resnet18_cifar), one process, or GPUs"
+            )
+        layer.__class__ = _GLOBAL_OF[type(layer)]  # only forward differs: no state to copy, none to forget
+    return module

@@ -1,0 +1,13 @@
+"""Models. Importing this registers `resnet18_cifar` and `resnet18_cifar_w16` with timm."""
+
+from rmd_dist.models.resnet import CifarResNet, resnet18_cifar, resnet18_cifar_w16
+from rmd_dist.models.simsiam import SimSiam, SimSiamOutput, feature_width
+
+__all__ = [
+    "CifarResNet",
+    "SimSiam",
+    "SimSiamOutput",
+    "feature_width",
+    "resnet18_cifar",
+    "resnet18_cifar_w16",
+]

@@ -1,0 +1,58 @@
+"""SimSiam (Chen & He 2021): an encoder, a projector and a predictor over two views."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class SimSiamOutput(NamedTuple):
+    """Predictions p = q(z) and projections z = h(f(x)) of both views, each (B, dim)."""
+
+    p1: Tensor
+    p2: Tensor
+    z1: Tensor
+    z2: Tensor
+
+
+def feature_width(encoder: nn.Module) -> int:
+    """D of the pooled features (B, D) that a timm model with num_classes=0 gives."""
+    width = getattr(encoder, "head_hidden_size", None)  # where timm's head has a layer before the classifier
+    return int(width if width else encoder.num_features)  # type: ignore[arg-type]
+
+
+class SimSiam(nn.Module):
+    """SimSiam in its CIFAR form: a projector of 2 layers, a predictor of 2 with a bottleneck.
+
+    Batch norm after both projector layers, the last without affine parameters.
+
+    Args:
+        encoder: images (B, 3, H, W) -> pooled features (B, D); a timm model with num_classes=0.
+        dim: width of the projector, and of z and p.
+        hidden_dim: width of the predictor's hidden layer.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int = 2048, hidden_dim: int = 512) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Sequential(
+            nn.Linear(feature_width(encoder), dim, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False),
+            nn.BatchNorm1d(dim, affine=False),
+        )
+        self.predictor = nn.Sequential(
+            nn.Linear(dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, dim),
+        )
+
+    def forward(self, x1: Tensor, x2: Tensor) -> SimSiamOutput:
+        """Two views (B, 3, H, W) of the same images. z1 and z2 carry gradient: the loss stops it."""
+        # One view at a time: batch norm's statistics are those of one view, as in the original.
+        z1 = self.projector(self.encoder(x1))
+        z2 = self.projector(self.encoder(x2))
+        return SimSiamOutput(self.predictor(z1), self.predictor(z2), z1, z2)

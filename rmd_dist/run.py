@@ -1,0 +1,140 @@
+"""The folder of one run: its name, its manifest, and what may continue in it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from rmd_dist import __version__
+from rmd_dist.cli import flatten, save_yaml
+from rmd_dist.config import AnyConfig, ConfigError, PretrainConfig
+from rmd_dist.files import write_json
+
+# Keys that change where, how fast or how often, never what is computed: a run may continue with other values.
+FREE_KEYS = (
+    *("data.root", "data.source", "data.loader", "data.workers", "data.test_samples", "model.compile"),
+    *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.log_every"),
+    *("eval.", "checkpoint."),
+)
+
+
+def stage_of(config: AnyConfig) -> str:
+    """`pretrain` or `distill`."""
+    return "pretrain" if isinstance(config, PretrainConfig) else "distill"
+
+
+def default_name(config: AnyConfig) -> str:
+    """Folder name from what tells runs apart, such as `cifar10-resnet18_cifar-gce-symmetric0.4-K1-seed0`."""
+    parts = [config.data.dataset, config.model.name]
+    if not isinstance(config, PretrainConfig):
+        noise = config.noise.protocol.replace(":", "-")
+        parts += [
+            config.loss,
+            noise if noise == "none" or ":" in config.noise.protocol else f"{noise}{config.noise.rate:g}",
+        ]
+        parts.append(f"K{config.K:g}")
+        parts += ["random-teacher"] if config.teacher == "random" and config.K else []
+    parts += [f"seed{config.run.seed}"]
+    return "-".join(parts)
+
+
+class RunFolder:
+    """`ROOT/STAGE/NAME/`: config.yaml, manifest.json, metrics.jsonl, events.*, checkpoints/, the model."""
+
+    def __init__(self, config: AnyConfig) -> None:
+        self.config = config
+        self.stage = stage_of(config)
+        self.path = Path(config.run.root) / self.stage / (config.run.name or default_name(config))
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def open(self) -> None:
+        """Create or reopen the folder (rank 0). Raises ConfigError if it is another's."""
+        saved = self.manifest()
+        if saved and self.config.run.resume == "never":
+            raise ConfigError(f"{self.path} exists and resume = never; give another --name, or --resume auto")
+        if saved:
+            self._refuse_differences(saved.get("config", {}))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{self.path} is in use by another job; wait for it or give another --name"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {self.path} ({error.strerror}); give another --runs folder"
+            ) from None
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as a dict; empty if there is none yet. Raises ConfigError if it is damaged."""
+        return read_manifest(self.path)
+
+    def update(self, **values: Any) -> None:
+        """Merge `values` into the manifest (rank 0)."""
+        start = self.manifest() or {
+            "format": 1,
+            "stage": self.stage,
+            "dataset": self.config.data.dataset,
+            "model": self.config.model.name,
+            "created": _now(),
+            "versions": _versions(),
+        }
+        # Not where and how often: those may change from one start to the next.
+        matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
+        save_yaml(self.config, self.path / "config.yaml")
+        write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+
+    def _refuse_differences(self, saved: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(flatten(self.config)))
+        keys = [key for key in sorted(saved.keys() | now.keys()) if not key.startswith(FREE_KEYS)]
+        differences = [f"{k}: {saved.get(k)} -> {now.get(k)}" for k in keys if saved.get(k) != now.get(k)]
+        if differences:
+            raise ConfigError(
+                f"{self.path} was started under another configuration ({'; '.join(differences)}); "
+                "give another --name for a new run, or the old values to continue"
+            )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a run folder; empty if absent. Raises ConfigError if it is damaged."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
+        return manifest
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); give another --name") from None
+
+
+def newest_finished(root: Path, dataset: str, model: str) -> Path | None:
+    """The folder of the newest finished pretraining run of a data set and model, if any."""
+    found = []
+    for manifest_path in (root / "pretrain").glob("*/manifest.json"):
+        manifest = read_manifest(manifest_path.parent)
+        wanted = {"status": "finished", "dataset": dataset, "model": model}
+        if all(manifest.get(key) == value for key, value in wanted.items()):
+            found.append((str(manifest.get("updated")), manifest_path.parent))
+    return max(found)[1] if found else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "accelerate", "timm", "ffcv", "numpy", "numba")
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {"rmd-dist": __version__} | {name: installed[name] for name in names if name in installed}

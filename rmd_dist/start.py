@@ -1,0 +1,75 @@
+"""From a configuration to a finished run: data, teacher, task, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from rmd_dist import dist
+from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
+from rmd_dist.data.prepare import prepare
+from rmd_dist.launcher import from_main, workers_per_rank
+from rmd_dist.printing import preparation_progress
+from rmd_dist.run import RunFolder, newest_finished
+from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
+from rmd_dist.trainer import Trainer, make_accelerator
+
+
+def train(config: AnyConfig) -> dict[str, Any]:
+    """Run one stage from its beginning, or from the newest checkpoint, to its end; returns the results.
+
+    Raises ConfigError for everything that the user can mend. Collective.
+    """
+    accelerator = make_accelerator(config.run.precision, config.run.cpu)
+    place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
+    folder = RunFolder(config)
+    from_main(folder.open)
+    data = config.data
+    prepare_data(data.dataset, data.root, data.source, data.loader)
+    set_seed(config.run.seed)  # weights are drawn the same on every rank
+    trainer = Trainer(config, accelerator, folder, _build_task(config, folder, place))
+    with contextlib.closing(trainer):
+        results = trainer.fit()
+    dist.shutdown()
+    return results
+
+
+def _build_task(config: AnyConfig, folder: RunFolder, place: Place) -> Task:
+    if isinstance(config, PretrainConfig):
+        return PretrainTask(config, place)
+    teacher, begun = from_main(lambda: (_choose_teacher(config, folder), folder.manifest()))
+    task = DistillTask(config, place, teacher)
+    before = begun.get("teacher_sha256")
+    if before and before != task.about().get("teacher_sha256"):
+        raise ConfigError(
+            f"the teacher {teacher} has changed since {folder.path} began; restore it, or --name a new run"
+        )
+    return task
+
+
+def _choose_teacher(config: DistillConfig, folder: RunFolder) -> Path | str | None:
+    """What the user named, else what this run began with, else the newest finished pretraining that fits."""
+    if config.K == 0 and config.student_init == "random":
+        return None
+    if config.teacher is not None:
+        return "random" if config.teacher == "random" else Path(config.teacher)
+    if begun := folder.manifest().get("teacher"):
+        return Path(begun)
+    found = newest_finished(Path(config.run.root), config.data.dataset, config.model.name)
+    if found is None:
+        raise ConfigError(
+            f"K = {config.K:g} needs a teacher, and {config.run.root}/pretrain has no finished run of "
+            f"{config.data.dataset} with {config.model.name}; run launch/pretrain.py first, or give "
+            "--teacher PATH, --teacher random or --K 0"
+        )
+    return found
+
+
+def prepare_data(dataset: str | None, root: str, source: str | None, loader: str) -> None:
+    """Write missing betons with a progress bar: one process of this machine builds, the others wait."""
+    if loader == "ffcv" and dataset is not None:
+        with preparation_progress(enabled=dist.is_main()) as progress:
+            prepare(dataset, Path(root), Path(source) if source else None, progress=progress)

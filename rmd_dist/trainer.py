@@ -1,0 +1,267 @@
+"""The training loop of both stages; the only user of Accelerator.
+
+State is (weights, optimizer, step). Learning rate, data order and augmentation are functions of
+(seed, step), so a run continues exactly wherever it stopped, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+from rmd_dist import dist
+from rmd_dist.checkpoint import Checkpoint, newest, open_checkpoint, restore, save_checkpoint
+from rmd_dist.cli import flatten
+from rmd_dist.config import AnyConfig, ConfigError
+from rmd_dist.data.loader import Batch
+from rmd_dist.files import save_tensors
+from rmd_dist.history import History
+from rmd_dist.launcher import from_main, processes_asked_of_launcher
+from rmd_dist.monitor import Monitor
+from rmd_dist.run import RunFolder
+from rmd_dist.schedule import learning_rate
+from rmd_dist.tasks import Evaluation, StepOutput, Task
+
+ALWAYS_LOGGED_STEPS = 5  # K is chosen by the first gradient ratios
+
+
+def make_accelerator(precision: str = "launch", cpu: bool = False) -> Accelerator:
+    """The one Accelerator of a process. Raises ConfigError where ranks would not form one group.
+
+    Without a GPU the ranks of `accelerate launch` join one gloo group only if the script asks for it.
+    """
+    on_cpu = cpu or not torch.cuda.is_available()
+    mixed = None if precision == "launch" else precision
+    if on_cpu and (mixed or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
+        raise ConfigError(
+            "fp16 runs on GPUs only (on a CPU it would silently be fp32); use --precision bf16 or no"
+        )
+    # Batch norm is global, so buffers agree on all ranks without being sent.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
+    asked = max(int(os.environ.get("WORLD_SIZE", "1")), processes_asked_of_launcher())
+    if asked != accelerator.num_processes:
+        raise ConfigError(
+            f"{asked} processes were asked for, this one is in a group of {accelerator.num_processes}: "
+            "they would be separate runs; on CPUs use --config_file configs/accelerate/cpu2.yaml "
+            "(that is --multi_gpu --num_processes N, without --cpu)"
+        )
+    return accelerator
+
+
+class Trainer:
+    """One run: restore, loop over steps, evaluate, save, finish."""
+
+    def __init__(self, config: AnyConfig, accelerator: Accelerator, folder: RunFolder, task: Task) -> None:
+        self.config, self.accelerator, self.folder, self.task = config, accelerator, folder, task
+        self.raw = dist.convert_batch_norm(task.module, accelerator.device).to(accelerator.device)
+        if config.model.channels_last:
+            self.raw.to(memory_format=torch.channels_last)
+        optim = config.optim
+        raw_optimizer = torch.optim.SGD(
+            self.raw.parameters(),
+            lr=optim.lr or 0.0,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+        )
+        self.loader = task.train_loader()
+        self.steps_per_epoch = len(self.loader) // optim.accumulation
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"data.batch_size = {config.data.batch_size} exceeds the samples; choose a smaller one"
+            )
+        self.total_steps = min(optim.epochs * self.steps_per_epoch, config.run.max_steps or 2**62)
+        checkpoint: Checkpoint | None = from_main(self._find_checkpoint)
+        self.step = checkpoint.step if checkpoint else 0
+        scaler = restore(checkpoint, self.raw, raw_optimizer) if checkpoint else {}
+        module = torch.compile(self.raw) if config.model.compile else self.raw
+        self.module, self.optimizer = accelerator.prepare(module, raw_optimizer)
+        if scaler and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(scaler)
+        self.history = History(folder.path / "metrics.jsonl", self.step)
+        self.monitor = Monitor(
+            folder.path,
+            enabled=dist.is_main(),
+            total_steps=self.total_steps,
+            title=f"{folder.stage} {folder.path.name}",
+            resume_step=self.step,
+        )
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end; returns the results that the closing table shows."""
+        if self.step >= self.total_steps:
+            self.monitor.info(
+                f"{self.folder.path} is already finished at step {self.step}; --name starts another run"
+            )
+            return self._finish(trained=False)
+        self._announce()
+        while self.step < self.total_steps:
+            self._epoch()
+        return self._finish(trained=True)
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch: steps, then evaluation and checkpoint where they are due."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        micro_steps = self.config.optim.accumulation
+        batches = self.loader.epoch(epoch, done * micro_steps)
+        clock, clock_step = time.perf_counter(), self.step
+        with contextlib.closing(batches):  # type: ignore[type-var]
+            while self.step < min((epoch + 1) * self.steps_per_epoch, self.total_steps):
+                logging = self._logs_next_step()
+                micro_batches = [batch.to(self.accelerator.device) for batch in islice(batches, micro_steps)]
+                lr, output, norm = self.train_step(micro_batches, logging=logging)
+                self.step += 1
+                if logging:
+                    values = {name: float(v) for name, v in output.values.items()}
+                    rate = (
+                        (self.step - clock_step) * self.config.data.batch_size / (time.perf_counter() - clock)
+                    )
+                    self._log(values | {"lr": lr, "grad_norm": norm, "images_per_second": rate})
+                    clock, clock_step = time.perf_counter(), self.step
+                if self.step == 1:
+                    self.monitor.images(
+                        "augmented_views", self.task.pictures(micro_batches[0]).views, self.step
+                    )
+                if self._evaluation_due() or self._save_due():
+                    # Measured first, then saved: what a checkpoint follows is in metrics.jsonl already.
+                    self._evaluate_and_save()
+                    clock, clock_step = time.perf_counter(), self.step
+
+    def train_step(self, micro_batches: list[Batch], *, logging: bool) -> tuple[float, StepOutput, float]:
+        """One optimizer step over its micro-batches; returns (learning rate, last output, gradient norm)."""
+        optim = self.config.optim
+        lr = learning_rate(self.step, self.steps_per_epoch, optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        outputs = []
+        for number, batch in enumerate(micro_batches, start=1):
+            last = number == len(micro_batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                with self.accelerator.autocast():
+                    output = self.task.step(self.module, batch, logging=logging)
+                self.accelerator.backward(output.loss / len(micro_batches))
+            outputs.append(output)
+        norm = self._clip(logging)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return lr, _mean_output(outputs), norm
+
+    def _clip(self, logging: bool) -> float:
+        """Gradient norm (on logging steps, else nan), clipped where the configuration says so."""
+        limit = self.config.optim.clip_norm
+        if limit is None and not logging:
+            return float("nan")
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.module.parameters(), limit or float("inf"))
+        return float(norm) if logging else float("nan")
+
+    def _logs_next_step(self) -> bool:
+        step = self.step + 1
+        return (
+            step <= ALWAYS_LOGGED_STEPS or step % self.config.run.log_every == 0 or step == self.total_steps
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        tagged = {f"train/{name}": value for name, value in values.items()}
+        self.monitor.scalars(tagged, self.step)
+        self.monitor.progress(self.step, values["loss"], values["lr"], values["images_per_second"])
+        if warning := self.task.warning(tagged):
+            self.monitor.warning(warning)
+
+    def _evaluate_and_save(self) -> None:
+        if self._evaluation_due():
+            self._evaluate()
+        if self._save_due():
+            self._save()
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval.every_epochs * self.steps_per_epoch
+        return self.step == self.total_steps or bool(every and self.step % every == 0)
+
+    def _save_due(self) -> bool:
+        every = self.config.checkpoint
+        if self.step == self.total_steps:
+            return True
+        by_steps = every.every_steps and self.step % every.every_steps == 0
+        by_epochs = every.every_epochs and self.step % (every.every_epochs * self.steps_per_epoch) == 0
+        return bool(by_steps or by_epochs)
+
+    def _save(self) -> None:
+        if dist.is_main():
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+            save_checkpoint(
+                self.folder.checkpoints,
+                self.step,
+                self.raw,
+                self.optimizer.optimizer,
+                scaler,
+                keep=self.config.checkpoint.keep,
+            )
+        dist.barrier()
+
+    def _evaluate(self) -> None:
+        evaluation: Evaluation = self.task.evaluate()
+        self.monitor.scalars(evaluation.scalars, self.step)
+        if evaluation.confusion is not None:
+            self.monitor.confusion("confusion/test", evaluation.confusion, self.task.classes, self.step)
+        for tag, matrix in evaluation.matrices.items():
+            self.monitor.heatmap(
+                tag, matrix, self.step, vmin=-1.0, vmax=1.0, title=f"{tag}, step {self.step}"
+            )
+        if self.history.add(self.step, evaluation.scalars) and dist.is_main():
+            save_tensors(self.folder.path / "selected.safetensors", self.raw.state_dict())
+        shown = ", ".join(f"{tag} {value:.4g}" for tag, value in evaluation.scalars.items())
+        self.monitor.info(f"epoch {self.step / self.steps_per_epoch:g}: {shown}")
+        dist.barrier()
+
+    def _finish(self, *, trained: bool) -> dict[str, Any]:
+        results = self.history.results()
+        if dist.is_main():
+            self.task.export(self.folder.path)
+            self.folder.update(status="finished", step=self.step, results=results, **self.task.about())
+        if trained:
+            self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
+        self.monitor.table(*self.history.table())
+        self.monitor.info(f"run folder: {self.folder.path}")
+        dist.barrier()
+        return results
+
+    def _announce(self) -> None:
+        world = dist.world_size()
+        if dist.is_main():
+            self.folder.update(status="running", step=self.step, world_size=world, **self.task.about())
+        self.monitor.hparams(flatten(self.config), {})
+        state = f"continuing at step {self.step}" if self.step else "starting"
+        self.monitor.info(
+            f"{state}: {self.total_steps} steps, {self.steps_per_epoch} an epoch, batch "
+            f"{self.config.data.batch_size} on {world} x {self.accelerator.device.type}, "
+            f"precision {self.accelerator.mixed_precision}, into {self.folder.path}"
+        )
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        resume = self.config.run.resume
+        if resume not in ("auto", "never"):
+            return open_checkpoint(Path(resume))
+        return newest(self.folder.checkpoints, warn=lambda text: print(f"warning: {text}", flush=True))
+
+    def close(self) -> None:
+        """Stop the loader's threads and flush what is written. Safe to call twice."""
+        self.loader.close()
+        self.monitor.close()
+
+
+def _mean_output(outputs: list[StepOutput]) -> StepOutput:
+    """Values averaged over the micro-steps of one optimizer step."""
+    if len(outputs) == 1:
+        return outputs[0]
+    names = outputs[0].values
+    values = {name: torch.stack([o.values[name] for o in outputs]).mean() for name in names}
+    return StepOutput(outputs[-1].loss, values)

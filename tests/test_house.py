@@ -1,0 +1,262 @@
+"""What the repository promises about itself: one set-up, pinned versions, no traces of a machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+GENERATED = {"build", "dist", "data", "runs"}
+
+
+def project_files() -> Iterator[Path]:
+    """Files that are, or would be, committed; without git, all but hidden and generated ones."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listing.returncode == 0 and listing.stdout:
+        paths = [ROOT / line for line in listing.stdout.splitlines()]
+    else:
+        paths = [
+            path
+            for path in ROOT.rglob("*")
+            if not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(ROOT).parts)
+            and path.relative_to(ROOT).parts[0] not in GENERATED
+        ]
+    yield from (path for path in paths if path.is_file())
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """(name, content) of every text file."""
+    for path in project_files():
+        try:
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def occurrences(pattern: str) -> list[str]:
+    """`name:line: text` of every match, this file left out."""
+    return [
+        f"{name}:{number}: {line.strip()}"
+        for name, text in texts()
+        if name != "tests/test_house.py"
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+
+
+def project() -> dict[str, object]:
+    data: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return data
+
+
+def pins() -> dict[str, str]:
+    """Package -> version of constraints.txt; every line must be an exact version."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert not [line for line in wanted if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)]
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in wanted)}
+
+
+def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [shutil.which("bash") or "bash", str(ROOT / "scripts" / name), *arguments],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Each requirement of pyproject.toml, extras included, has a fitting version in constraints.txt."""
+    data = project()
+    extras = data["optional-dependencies"]
+    assert isinstance(extras, dict)
+    found = pins()
+    for line in [*data["dependencies"], *(line for extra in extras.values() for line in extra)]:  # type: ignore[misc]
+        requirement = Requirement(line)
+        version = found.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} has no line in constraints.txt"
+        assert requirement.specifier.contains(version), (
+            f"constraints.txt has {version}, pyproject.toml {line}"
+        )
+
+
+def test_one_version_everywhere() -> None:
+    """pyproject.toml, the package, CITATION.cff and the newest entry of CHANGELOG.md agree."""
+    import rmd_dist
+
+    newest = re.search(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert newest
+    assert {project()["version"], newest[1], citation["version"]} == {rmd_dist.__version__}
+
+
+def test_one_licence_everywhere() -> None:
+    """Apache-2.0, with its full text."""
+    text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert project()["license"] == "Apache-2.0"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["license"] == "Apache-2.0"
+
+
+def test_no_traces_of_a_machine() -> None:
+    """No path of somebody's machine; files name what lies beside them."""
+    assert not occurrences(r"(?<![\w.])/(work|root|home|Users|opt|mnt|scratch)/\w")
+
+
+def test_no_registry_hosts() -> None:
+    """Where packages come from is the machine's own setting."""
+    assert not occurrences(
+        r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian|archive\.ubuntu|download\.pytorch"
+    )
+
+
+def test_no_mail_addresses() -> None:
+    """Of nobody."""
+    mail = re.compile(r"[\w.+-]+@[\w-]+\.[a-z]{2,}")
+    suffixes = {".md", ".cff", ".toml", ".yaml", ".txt", ""}
+    assert not [name for name, text in texts() if Path(name).suffix in suffixes and mail.search(text)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_mappings(path: Path) -> None:
+    """Every YAML file under configs loads, says something, and opens with a comment on what it is for."""
+    text = path.read_text()
+    loaded = yaml.safe_load(text)
+    assert isinstance(loaded, dict)
+    assert loaded
+    assert text.startswith("#")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_accelerate_reads_its_configs(path: Path) -> None:
+    """Accelerate knows every key; several processes are started by the launcher that can start several."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    assert config.mixed_precision in ("no", "bf16")
+    # MULTI_CPU and NO would start one process whatever num_processes says.
+    assert str(config.distributed_type.value) == ("MULTI_GPU" if config.num_processes > 1 else "NO")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
+def test_launch_scripts_are_thin(path: Path) -> None:
+    """An entry script parses, builds, runs and closes."""
+    assert len(path.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("folder", ["rmd_dist", "launch"])
+def test_no_file_is_huge(folder: str) -> None:
+    """A file is one idea, most are under 300 lines; past this length it has become several."""
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert not {name: length for name, length in lengths.items() if length > 400}
+
+
+def test_dockerfile_sets_up_as_make_does() -> None:
+    """System packages and .venv come from scripts/, in two stages, and the image does not run as root."""
+    text = (ROOT / "Dockerfile").read_text()
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    assert len(stages) == 2
+    assert all(stage.startswith("nvidia/cuda:") for stage in stages)
+    assert "scripts/install-system.sh &&" in stages[0]
+    assert "scripts/setup-venv.sh --no-dev" in stages[0]
+    assert "scripts/install-system.sh --runtime" in stages[1]
+    assert re.search(r"^USER (?!root|0\b)", stages[1], re.MULTILINE)
+    assert not re.search(r"apt-get install|pip3? install", text)
+
+
+def test_set_up_ends_at_the_scripts() -> None:
+    """`make demo` and `make test` make .venv first; CI runs `make test`."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^venv:\n\t@scripts/setup-venv\.sh$", makefile, re.MULTILINE)
+    assert re.search(r"^demo: venv$", makefile, re.MULTILINE)
+    assert re.search(r"^lint: venv$", makefile, re.MULTILINE)
+    assert re.search(r"^test: lint$", makefile, re.MULTILINE)
+    assert re.search(r"^make test\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name
+)
+def test_scripts_are_sound(path: Path) -> None:
+    """Executable, stop at the first error, and parse."""
+    assert path.stat().st_mode & stat.S_IXUSR
+    assert "set -euo pipefail" in path.read_text()
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> Path:
+    """A PATH of a machine with Python, apt and an ordinary user, but without compiler and sudo."""
+    for tool in ("bash", "cat", "dirname", "env", "mktemp", "rm", "sha256sum", "xargs"):
+        found = shutil.which(tool)
+        assert found, tool
+        (tmp_path / tool).symlink_to(found)
+    (tmp_path / "python3").symlink_to(sys.executable)
+    for name, body in {"id": "echo 1000", "apt-get": "echo called >&2; exit 9"}.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def test_system_packages_need_root(bare_path: Path) -> None:
+    """Without root and sudo the script installs nothing, and says what to install and how to do without."""
+    done = run_script("install-system.sh", PATH=str(bare_path))
+    assert done.returncode == 1
+    assert "called" not in done.stderr
+    assert "not root, and there is no sudo" in done.stderr
+    assert "apt-get install --no-install-recommends g++ pkg-config libopencv-core-dev" in done.stderr
+    assert "make venv FFCV=0" in done.stderr
+    assert "--loader memory" in done.stderr
+
+
+def test_system_packages_need_apt(bare_path: Path) -> None:
+    """On another system it names what ffcv needs, in words."""
+    (bare_path / "apt-get").unlink()
+    done = run_script("install-system.sh", PATH=str(bare_path))
+    assert done.returncode == 1
+    assert "no apt-get" in done.stderr
+    assert "a C++ compiler, pkg-config, the headers of OpenCV 4" in done.stderr
+
+
+def test_old_python_is_refused(bare_path: Path, tmp_path: Path) -> None:
+    """One line, with the remedy; a copy of the scripts, so that the .venv of this run is left alone."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    (bare_path / "old").write_text(f"#!{shutil.which('bash')}\nexit 1\n")
+    (bare_path / "old").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(copy / "scripts" / "setup-venv.sh")],
+        env=os.environ | {"PATH": str(bare_path), "PYTHON": "old"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("setup-venv.sh: needs Python 3.11 or newer; tried: old")
+    assert not (copy / ".venv").exists()

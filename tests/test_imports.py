@@ -1,0 +1,203 @@
+"""Imports point one way: launch -> trainer -> tasks -> {losses, models, data} -> {dist, rng, config}.
+
+Read from the source with `ast`, so an import inside a function or under TYPE_CHECKING counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "rmd_dist").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
+
+# Units (the modules and packages directly under rmd_dist) from the ground up. A unit imports from the layers
+# below its own, and within its layer as long as no circle arises. A new unit is added here.
+LAYERS = (
+    {"config", "config_check", "dist", "files", "jit", "rng"},
+    {"losses", "models", "data"},
+    {
+        "checkpoint",
+        "cli",
+        "console",
+        "curves",
+        "evaluate",
+        "figures",
+        "history",
+        "launcher",
+        "monitor",
+        "printing",
+        "run",
+        "schedule",
+    },
+    {"tasks"},
+    {"trainer"},
+    {"assess", "start"},
+    {"launch"},
+)
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+
+# Units that must stay narrower than their layer allows.
+ONLY = {
+    "losses": {"config", "dist", "rng", "files", "jit"},
+    "models": {"config", "dist", "rng", "files", "jit"},
+    "data": {"config", "dist", "rng", "files", "jit"},
+    "evaluate": {"config", "data", "dist"},
+    "monitor": {"config", "console", "figures", "files"},
+    "checkpoint": {"config", "files"},
+    "schedule": {"config"},
+    "config": set(),
+}
+
+
+def unit_of(path: Path) -> str:
+    """`rmd_dist/data/noise.py` -> data, `rmd_dist/dist.py` -> dist, `launch/...` -> launch."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "launch" else parts[1]
+
+
+def imported(node: ast.AST, package: str) -> Iterator[str]:
+    """Dotted names that `node` and what is below it import; `package` resolves relative imports."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                parent = package.split(".")[: len(package.split(".")) - child.level + 1]
+                base = ".".join([*parent, base]).rstrip(".")
+            yield from (f"{base}.{alias.name}" for alias in child.names)
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """The imports that run when the module is imported: all but those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from at_import_time(child)
+
+
+def units_used(source: str, package: str = "rmd_dist") -> set[str]:
+    """Units of rmd_dist that a module uses; `__version__` and the like are the package's own."""
+    names = [name.split(".") for name in imported(ast.parse(source), package)]
+    return {name[1] for name in names if name[0] == "rmd_dist" and len(name) > 1 and name[1] != "__version__"}
+
+
+def complaint(unit: str, target: str) -> str | None:
+    """Why `unit` must not import `target`, or None."""
+    if unit == target:
+        return None
+    for name in (unit, target):
+        if name not in LEVEL:
+            return f"{name} has no place yet: add it to LAYERS"
+    if target not in ONLY.get(unit, {target}):
+        return f"{unit} may import only {sorted(ONLY[unit])}, not {target}"
+    return f"{unit} imports {target}, which stands above it" if LEVEL[target] > LEVEL[unit] else None
+
+
+def package_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).parent.parts)
+
+
+def uses_torch_distributed(source: str) -> bool:
+    tree = ast.parse(source)
+    names = any(f"{name}.".startswith("torch.distributed.") for name in imported(tree, ""))
+    return names or any(
+        isinstance(node, ast.Attribute)
+        and node.attr == "distributed"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "torch"
+        for node in ast.walk(tree)
+    )
+
+
+def uses_accelerator(source: str) -> bool:
+    tree = ast.parse(source)
+    names = any(
+        name.startswith("accelerate.") and name.endswith(".Accelerator") for name in imported(tree, "")
+    )
+    return names or any(
+        isinstance(node, ast.Attribute) and node.attr == "Accelerator" for node in ast.walk(tree)
+    )
+
+
+def imports_ffcv_at_once(source: str, package: str = "") -> bool:
+    return any(
+        name.split(".")[0] == "ffcv"
+        for node in at_import_time(ast.parse(source))
+        for name in imported(node, package)
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    """No module imports from a layer above its own."""
+    found = [complaint(unit_of(path), unit) for unit in units_used(path.read_text(), package_of(path))]
+    assert not [text for text in found if text], path
+
+
+def test_no_circles() -> None:
+    """Units can be put in a line so that each imports only from those before it."""
+    uses: dict[str, set[str]] = {}
+    for path in SOURCES:
+        unit = unit_of(path)
+        uses.setdefault(unit, set()).update(units_used(path.read_text(), package_of(path)) - {unit})
+    uses.pop("__init__", None)
+    while uses:
+        free = {unit for unit, below in uses.items() if not below & uses.keys()}
+        assert free, f"these units import one another in a circle: {sorted(uses)}"
+        uses = {unit: below for unit, below in uses.items() if unit not in free}
+
+
+def test_torch_distributed_is_used_by_dist_alone() -> None:
+    """Collectives and their gradients are in one file."""
+    users = {unit_of(path) for path in SOURCES if uses_torch_distributed(path.read_text())}
+    assert users <= {"dist"}
+
+
+def test_accelerator_is_used_by_the_trainer_alone() -> None:
+    """Tasks, losses and evaluation know nothing of Accelerate."""
+    users = {unit_of(path) for path in SOURCES if uses_accelerator(path.read_text())}
+    assert users <= {"trainer"}
+
+
+def test_ffcv_is_imported_only_where_it_is_used() -> None:
+    """A machine without ffcv can import every module; `--loader memory` works there."""
+    assert not [path for path in SOURCES if imports_ffcv_at_once(path.read_text(), package_of(path))]
+
+
+def test_the_checks_can_fail() -> None:
+    """What the tests above look for is found where it is."""
+    assert units_used("from rmd_dist import trainer, dist") == {"trainer", "dist"}
+    assert units_used("from ..models.resnet import x", "rmd_dist.losses") == {"models"}
+    assert units_used("def f():\n    import rmd_dist.data.noise as n") == {"data"}
+    assert complaint("losses", "trainer")
+    assert complaint("losses", "models")
+    assert complaint("schedule", "dist")
+    assert complaint("tasks", "trainer")
+    assert complaint("utils", "config")
+    assert not complaint("trainer", "tasks")
+    assert uses_torch_distributed("from torch import distributed as d")
+    assert uses_torch_distributed("import torch\nx = torch.distributed.get_rank()")
+    assert not uses_torch_distributed("import torch\nx = torch.distributions")
+    assert uses_accelerator("from accelerate import Accelerator")
+    assert uses_accelerator("import accelerate\na = accelerate.Accelerator()")
+    assert imports_ffcv_at_once("try:\n    from ffcv.loader import Loader\nexcept ImportError:\n    pass")
+    assert not imports_ffcv_at_once("def f():\n    import ffcv")
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    """`import rmd_dist` is quick and touches no network: only the standard library is loaded with it."""
+    code = (
+        "import sys; before = set(sys.modules); import rmd_dist; "
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(new - sys.stdlib_module_names - {'rmd_dist'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,61 @@
+"""Runs small enough for tests: digits, a narrow encoder, a few steps; both stages, any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+COMMON = (
+    "--dataset digits --loader memory --model resnet18_cifar_w16 --cpu true --batch-size 48 --workers 1 "
+    "--data.train_samples 480 --data.test_samples 96 --eval.train_samples 96 --eval.every_epochs 0 "
+    "--checkpoint.every_epochs 0 --log-every 1"
+).split()
+STAGES = {
+    "pretrain": "--simsiam.dim 64 --simsiam.hidden_dim 16 --epochs 4 --lr 0.03".split(),
+    "distill": "--epochs 4 --lr 0.02 --teacher random --K 0.2".split(),
+}
+
+
+def words(stage: str, runs: Path, *more: str) -> list[str]:
+    """Command line of a tiny run that writes below `runs`."""
+    return [*COMMON, *STAGES[stage], "--runs", str(runs), "--name", "tiny", *more]
+
+
+def train_tiny(stage: str, arguments: list[str]) -> dict[str, Any]:
+    """Run one stage in this process (or on this rank); returns its results."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+
+    from rmd_dist.cli import parse
+    from rmd_dist.config import DistillConfig, PretrainConfig
+    from rmd_dist.start import train
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ from the test before
+    GradientState._reset_state()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if stage == "pretrain":
+        return train(parse(PretrainConfig, arguments))
+    return train(parse(DistillConfig, arguments))
+
+
+def final_tensors(stage: str, runs: Path) -> dict[str, Tensor]:
+    """Everything in the newest checkpoint: weights, buffers and momentum."""
+    from rmd_dist.checkpoint import newest
+    from rmd_dist.files import read_tensors
+
+    checkpoint = newest(runs / stage / "tiny" / "checkpoints", warn=print)
+    assert checkpoint is not None
+    return read_tensors(checkpoint.path)
+
+
+def greatest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """max over the model's tensors of ||a - b|| / ||b||, where a tensor counts as no smaller than rms 0.01.
+
+    The floor is for what has hardly left 0, such as biases after a few steps: there a relative error of the
+    value would be that of a difference of large, cancelling gradients.
+    """
+    assert a.keys() == b.keys()
+    names = [k for k in b if k.startswith("model/") and b[k].is_floating_point()]
+    return max(float((a[k] - b[k]).norm() / b[k].norm().clamp_min(0.01 * b[k].numel() ** 0.5)) for k in names)
