@@ -5,7 +5,7 @@
 #       -v "$PWD/data:/app/data" -v "$PWD/runs:/app/runs" rmd-dist \
 #       --config_file configs/accelerate/gpu1.yaml launch/pretrain.py
 #
-# `--ipc=host` gives ffcv's writer the shared memory that docker would limit to 64 MB.
+# `--ipc=host` gives the ranks' collectives the shared memory that docker would limit to 64 MB.
 #
 # The base is CUDA's runtime in its smallest form: torch's own packages bring cuBLAS, cuDNN and NCCL, a second
 # copy from a larger base would lie unused. Ubuntu 24.04 has Python 3.12. What is installed, and how, is

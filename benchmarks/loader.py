@@ -3,12 +3,12 @@
     python benchmarks/loader.py                                   # synthetic 32 x 32 images
     python benchmarks/loader.py --data data --dataset cifar10     # the first images of prepared data
 
-Every figure comes from a fresh process of its own: one pass to warm up, then the median of `--passes`
-passes over all images. torchvision's side is what people write: a data set of PIL images, v2
-transforms, a DataLoader with persistent workers. Both sides deliver shuffled uint8 batches; normalising
-is left to the training device. `write` stores all images in a new file. Peak memory is the resident set
-of the process and its workers, mapped files and imported libraries included; `own` is the part of it
-that no file stands behind.
+Each side of each row runs in a process of its own: one pass to warm up, then the median of `--passes`
+timed passes over all images, the two sides taking turns. torchvision's side is what people write: a data
+set of PIL images, v2 transforms, a DataLoader with persistent workers. Both sides deliver shuffled uint8
+batches; normalising is left to the training device. `write` stores all images in a new file. Peak memory
+is the resident set of the process and its workers, mapped files and imported libraries included; `own`
+is the part of it that no file stands behind.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +40,7 @@ from rmd_dist.data.loader import build_loader
 WORK = ("write", "plain", "crop-flip", "two-views")
 SIDES = ("rmd_dist", "torchvision")
 INFO = DATASET_INFO["cifar10"]  # only its image size matters here
+MIN_SECONDS = 0.5  # of a timed pass; shorter ones are repeated within it
 
 
 class PilImages(TorchDataset[Any]):
@@ -132,29 +134,60 @@ def our_pass(work: str, folder: Path, batch_size: int, workers: int) -> Callable
     return lambda epoch: sum(len(batch.index) for batch in loader.epoch(epoch))
 
 
-def measure(args: argparse.Namespace) -> None:
-    """One figure, in this process; prints the images/s of each pass as JSON."""
+def serve(args: argparse.Namespace) -> None:
+    """In a process of its own: for each line of stdin one timed pass; prints its images/s."""
     make = our_pass if args.side == SIDES[0] else torchvision_pass
-    start = time.perf_counter()
-    one_pass = make(args.work, args.folder, args.batch_size, args.workers)
-    one_pass(0)
-    warm_up, rates = time.perf_counter() - start, []
-    for epoch in range(1, args.passes + 1):
-        repeats, start, count = 0, time.perf_counter(), 0
-        while repeats == 0 or (time.perf_counter() - start < 0.5 and repeats < 100):
-            count += one_pass(epoch + repeats * args.passes)
-            repeats += 1
-        rates.append(count / (time.perf_counter() - start))
-    print(json.dumps({"rates": rates, "warm_up_s": warm_up}))
+    one_pass, epoch = make(args.work, args.folder, args.batch_size, args.workers), 0
+    for _ in sys.stdin:
+        start, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - start < MIN_SECONDS:
+            count += one_pass(epoch)
+            epoch += 1
+        print(count / (time.perf_counter() - start), flush=True)
 
 
-def _tree(process: psutil.Process) -> Iterator[int]:
-    yield process.pid
-    for child in process.children(recursive=True):
-        yield child.pid
+class Side:
+    """A process that serves passes of one side on demand, watched for its memory."""
+
+    def __init__(self, work: str, side: str, folder: Path, args: argparse.Namespace) -> None:
+        options = {"work": work, "side": side, "folder": folder}
+        options |= {"batch_size": args.batch_size, "workers": args.workers}
+        command = [sys.executable, __file__, "--serve"]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.rates: list[float] = []
+        self.peak = self.own = 0
+
+    def one_pass(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        while not select.select([self.process.stdout], [], [], 0.05)[0]:
+            self.sample_memory()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args!r} ended with exit code {self.process.wait()}")
+        self.sample_memory()
+        self.rates.append(float(line))
+
+    def sample_memory(self) -> None:
+        watched = psutil.Process(self.process.pid)
+        pids = [watched.pid, *(child.pid for child in watched.children(recursive=True))]
+        resident = [resident_bytes(pid) for pid in pids]
+        self.peak = max(self.peak, sum(everything for everything, _ in resident))
+        self.own = max(self.own, sum(own for _, own in resident))
+
+    def close(self) -> dict[str, Any]:
+        """End the process. The first pass was to warm up and does not count."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        rates = self.rates[1:]
+        return {"rate": median(rates), "rates": rates, "peak_bytes": self.peak, "own_bytes": self.own}
 
 
-def _resident(pid: int) -> tuple[int, int]:
+def resident_bytes(pid: int) -> tuple[int, int]:
     """(all, own) resident bytes of a process; (0, 0) when it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -164,28 +197,14 @@ def _resident(pid: int) -> tuple[int, int]:
     return 1024 * int(fields.get("VmRSS", 0)), 1024 * int(fields.get("RssAnon", 0))
 
 
-def run(work: str, side: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One figure from a fresh process, watched for its memory."""
-    options = {"work": work, "side": side, "folder": folder}
-    options |= {name: getattr(args, name) for name in ("batch_size", "workers", "passes")}
-    command = [sys.executable, __file__, "--measure"]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        watched, peak, own = psutil.Process(child.pid), 0, 0
-        while child.poll() is None:
-            try:
-                resident = [_resident(pid) for pid in _tree(watched)]
-            except psutil.NoSuchProcess:
-                break
-            peak = max(peak, sum(both for both, _ in resident))
-            own = max(own, sum(anonymous for _, anonymous in resident))
-            time.sleep(0.05)
-        output = child.communicate()[0]
-    if child.returncode:
-        raise SystemExit(f"{work} with {side} failed with exit code {child.returncode}")
-    figures: dict[str, Any] = json.loads(output)
-    return figures | {"rate": median(figures["rates"]), "peak_bytes": peak, "own_bytes": own}
+def compare(work: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides' figures and their ratio; passes take turns, so that a busy machine is busy for both."""
+    sides = [Side(work, side, folder, args) for side in SIDES]
+    for _ in range(1 + args.passes):
+        for side in sides:
+            side.one_pass()
+    ours, theirs = (side.close() for side in sides)
+    return {SIDES[0]: ours, SIDES[1]: theirs, "ratio": ours["rate"] / theirs["rate"]}
 
 
 def load_images(args: argparse.Namespace) -> np.ndarray[Any, Any]:
@@ -221,23 +240,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="our threads, and torchvision's processes")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    for hidden in ("--measure", "--side", "--work", "--folder"):
-        kind: dict[str, Any] = {"action": "store_true"} if hidden == "--measure" else {"type": str}
-        parser.add_argument(hidden, help=argparse.SUPPRESS, **kind)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    for hidden in ("--side", "--work"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        args.folder = Path(args.folder)
-        measure(args)
+    if args.serve:
+        serve(args)
         return
     with tempfile.TemporaryDirectory() as name:
         folder, images = Path(name), load_images(args)
         np.save(folder / "images.npy", images)
         (folder / "count.json").write_text(json.dumps(len(images)))
         write_beton(Samples(images, np.zeros(len(images), np.int64)), INFO, "train", folder)
-        results: dict[str, dict[str, Any]] = {}
-        for work in WORK:
-            row = {side: run(work, side, folder, args) for side in SIDES}
-            results[work] = row | {"ratio": row[SIDES[0]]["rate"] / row[SIDES[1]]["rate"]}
+        results = {work: compare(work, folder, args) for work in WORK}
     about = f"{len(images)} images, batch {args.batch_size}, {args.workers} workers, {args.passes} passes"
     print(f"{about}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores\n")
     print_table(results)

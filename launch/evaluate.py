@@ -10,10 +10,7 @@ from rmd_dist.config import EvaluateConfig
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words = ["--checkpoint", *words]
-    config = parse(EvaluateConfig, words)
+    config = parse(EvaluateConfig, sys.argv[1:], positional="checkpoint")
     from pathlib import Path
 
     from rmd_dist import dist
@@ -30,6 +27,7 @@ def main() -> None:
     if dist.is_main():
         print_assessment(assessment.to_json())
         if config.out:
+            Path(config.out).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(config.out), assessment.to_json())
     dist.shutdown()
 

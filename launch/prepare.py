@@ -7,18 +7,15 @@ python launch/prepare.py noise --dataset cifar10 --protocol symmetric --rate 0.4
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from rmd_dist.cli import run
 from rmd_dist.config import DATASETS
-from rmd_dist.console import is_interactive, make_table, plain_text
-from rmd_dist.data.beton import Progress, beton_path, read_manifest
+from rmd_dist.data.beton import beton_path, read_manifest
 from rmd_dist.data.noise import PROTOCOLS, make_noise, transition_rows
 from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
+from rmd_dist.printing import preparation_progress, print_table
 
 
 def parse() -> argparse.Namespace:
@@ -31,6 +28,7 @@ def parse() -> argparse.Namespace:
     noise.add_argument("--protocol", default="symmetric", help=", ".join(PROTOCOLS))
     noise.add_argument("--rate", type=float, default=0.4)
     noise.add_argument("--seed", type=int, default=0)
+    noise.add_argument("--manifest", type=Path, help="also write the whole manifest to this JSON file")
     return parser.parse_args()
 
 
@@ -39,7 +37,7 @@ def main() -> None:
     if args.command == "noise":
         show_noise(args)
         return
-    with shown_progress() as progress:
+    with preparation_progress(enabled=True) as progress:
         prepare(args.dataset, args.out, args.source, progress=progress)
     for split in SPLITS:
         manifest = read_manifest(path := beton_path(args.out, args.dataset, split))
@@ -51,28 +49,10 @@ def show_noise(args: argparse.Namespace) -> None:
     setup = (args.protocol, args.rate, args.seed, data.info.num_classes)
     manifest = make_noise(data.labels, *setup, dataset=args.dataset, root=args.out).manifest
     print(json.dumps({key: value for key, value in manifest.items() if key != "transitions"}, indent=1))
-    print(plain_text(make_table("labels", *transition_rows(manifest, data.info.classes))))
-
-
-@contextlib.contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """A bar on a terminal, one line for each thing done elsewhere."""
-    if not is_interactive(sys.stderr):
-        yield lambda what, done, total: None if done < total else print(what, flush=True)
-        return
-    from rich import console, progress
-
-    with progress.Progress(console=console.Console(stderr=True)) as bar:
-        tasks: dict[str, progress.TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for earlier in tasks.values():  # one thing at a time; reading has no count of its own
-                    bar.update(earlier, completed=1, total=1)
-                tasks[what] = bar.add_task(what, total=None)
-            bar.update(tasks[what], completed=done, total=total or None)
-
-        yield advance
+    print_table("labels", *transition_rows(manifest, data.info.classes))
+    if args.manifest:
+        args.manifest.parent.mkdir(parents=True, exist_ok=True)
+        args.manifest.write_text(json.dumps(manifest) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Save the whole training state after `step` optimizer steps and retain the newest `keep`."""
+    """Save the whole training state after `step` optimizer steps; retain it and the `keep` - 1 before it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
     scalars: dict[str, Any] = {"scaler": scaler}
@@ -57,7 +57,10 @@ def save_checkpoint(
     save_tensors(path, tensors)
     manifest = {"format": FORMAT, "step": step, "scalars": scalars}
     write_json(path.with_suffix(".json"), manifest | {"size": path.stat().st_size, "sha256": sha256(path)})
-    for old in _manifests(folder)[keep:]:
+    # Later steps are a future that was rolled back, or damaged: what follows from here replaces them.
+    manifests = _manifests(folder)
+    own = manifests.index(path.with_suffix(".json"))
+    for old in [*manifests[:own], *manifests[own + keep :]]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
@@ -83,7 +86,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         step, scalars = int(manifest["step"]), dict(manifest["scalars"])
         size = path.stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a checkpoint of this program ({error!r})") from None
+        reason = "it has no file" if isinstance(error, FileNotFoundError) else repr(error)
+        raise ConfigError(
+            f"{path} is not an intact checkpoint: {reason} ({path.name} with its .json)"
+        ) from None
     if size != expected:
         raise ConfigError(f"{path} has {size} bytes, its manifest says {expected}")
     if sha256(path) != digest:

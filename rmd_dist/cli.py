@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -18,9 +19,10 @@ from rmd_dist.config_check import validate
 Config = TypeVar("Config", PretrainConfig, DistillConfig, EvaluateConfig)
 
 
-def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str | None = None) -> Config:
     """Parse `argv` (default: the process's) into a validated `cls`.
 
+    `positional` names a key whose value may also stand first or last, without its flag.
     Raises ConfigError, one line, for an unknown key or flag, a bad value or an unreadable file.
     """
     from argparse import ArgumentError
@@ -38,10 +40,15 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
     parser.add_argument("--config", action="config", help="YAML file of deltas; may be given repeatedly")
     parser.add_class_arguments(cls)
     words = sys.argv[1:] if argv is None else list(argv)
+    if positional:
+        words = _with_flag(words, positional)
     try:
         namespace = parser.parse_args(_expand(words, cls))
     except ArgumentError as error:
-        raise ConfigError(_one_line(str(error), cls)) from None
+        problem = _one_line(str(error), cls)
+        files = [following for word, following in pairwise(words) if word == "--config"]
+        in_file = problem.startswith(("Problems parsing", "Unexpected config")) and files
+        raise ConfigError(f"{', '.join(files)}: {problem}" if in_file else problem) from None
     for key, kind in get_type_hints(cls).items():
         if is_dataclass(kind) and not hasattr(getattr(namespace, key), "__dict__"):
             raise ConfigError(
@@ -52,8 +59,9 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a launch script's `main`; a ConfigError becomes one line on stderr (rank 0 only), exit code 2."""
-    first = os.environ.get("RANK", "0") == "0"
+    """Run a launch script's `main`; a ConfigError becomes one line on stderr, exit code 2."""
+    # The first of each machine: an error may be that of one machine alone.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         code = main() or 0
     except ConfigError as error:
@@ -65,6 +73,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             print("interrupted: the same command continues from the newest checkpoint", file=sys.stderr)
         code = 130
     sys.stdout.flush()
+    sys.stderr.flush()
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # an orderly exit would wait for ranks that may not come, or abort in gloo's threads
     sys.exit(code)
 
 
@@ -90,15 +101,37 @@ def _short_names(cls: type) -> dict[str, str]:
     return {s: full for s, full in (unique | SHORT_NAMES).items() if full in keys and s not in keys}
 
 
+def _with_flag(words: list[str], key: str) -> list[str]:
+    """`PATH --a 1` and `--a 1 PATH` as `--key PATH --a 1`."""
+    if words and not words[0].startswith("-"):
+        return [f"--{key}", *words]
+    bare = len(words) > 2 and not words[-1].startswith("-") and not words[-2].startswith("-")
+    return [f"--{key}", words[-1], *words[:-1]] if bare else words
+
+
+def _switches(cls: type, prefix: str = "") -> set[str]:
+    """Full keys of booleans: `--cpu` alone means `--cpu true`."""
+    keys: set[str] = set()
+    for name, kind in get_type_hints(cls).items():
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            keys |= _switches(kind, f"{prefix}{name}.")
+        elif kind is bool:
+            keys.add(prefix + name)
+    return keys
+
+
 def _expand(words: Sequence[str], cls: type) -> list[str]:
     """`--max-steps=3` -> `--run.max_steps=3`: dashes become underscores, short names full ones."""
-    short = _short_names(cls)
+    short, switches = _short_names(cls), _switches(cls)
     expanded = []
-    for word in words:
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
         match = re.match(r"--([A-Za-z][\w.-]*)(=.*)?$", word, flags=re.DOTALL)
         if match:
             name = match[1].replace("-", "_")
-            word = f"--{short.get(name, name)}{match[2] or ''}"
+            key = short.get(name, name)
+            switched_on = key in switches and not match[2] and following.startswith("--")
+            word = f"--{key}{'=true' if switched_on else match[2] or ''}"
         expanded.append(word)
     return expanded
 

@@ -44,7 +44,7 @@ class DataConfig:
     """Augmentation threads of each rank; 0: the cores this process may use, shared among its ranks."""
 
     train_samples: int | None = None
-    """Train on a class-balanced subset of this size (drawn once, seed independent); unset: all."""
+    """Train on a random subset of this size, the same for every seed; unset: all."""
 
     test_samples: int | None = None
     """Evaluate on the first so many test images; unset: all."""

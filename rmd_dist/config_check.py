@@ -50,7 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (0, _INF),
     "checkpoint.every_epochs": (0, _INF),
     "checkpoint.keep": (1, _INF),
-    "run.seed": (0, 2**63 - 1),
+    "run.seed": (0, 2**32 - 1),
     "run.max_steps": (1, _INF),
     "run.log_every": (1, _INF),
     # launch/evaluate.py
@@ -88,6 +88,11 @@ def validate(config: _Config) -> _Config:
         by_dataset = 0.01 if data.dataset == "cifar100" else 0.001
         optim.lr = 0.03 if isinstance(config, PretrainConfig) else by_dataset
     if isinstance(config, PretrainConfig):
+        if data.batch_size // optim.accumulation < 2:
+            raise ConfigError(
+                f"data.batch_size = {data.batch_size} in {optim.accumulation} micro-step(s): batch norm "
+                "needs at least 2 images each; raise batch_size"
+            )
         low, high = config.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         raise ConfigError(f"{path} does not exist; give run folders such as runs/distill/NAME")
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # the torn last line of a killed run
+            records.append(json.loads(line))
     found = [(int(r["step"]), float(r[tag])) for r in records if r.get(tag) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
@@ -32,6 +36,8 @@ def plot_runs(runs: Sequence[Path], labels: Sequence[str], out: Path) -> None:
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
+    if out.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"{out} is not a picture that can be written; end it in .png, .svg or .pdf")
     axes = figure.subplots(1, len(PANELS), sharex=True, sharey=True)
     for axis, (tag, title) in zip(axes, PANELS.items(), strict=True):
         for run, label in zip(runs, labels, strict=True):

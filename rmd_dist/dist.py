@@ -23,10 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmd_dist.config import ConfigError
 
-# Gloo's collectives pass through a queue of worker threads. For small messages between few ranks a direct
-# exchange of each pair has about half the latency, and batch norm alone has 2 messages a layer.
-_DIRECT_RANKS = 8
-_DIRECT_NUMEL = 16_384
+_SMALL_NUMEL = 65_536
+"""Up to so many numbers over all ranks, gloo's all-to-all takes half the time of its gather or reduction."""
 
 
 def _grouped() -> bool:
@@ -88,18 +86,13 @@ def average_gradient_scale() -> float:
 
 def _gather_equal(x: Tensor) -> Tensor:
     """(...) -> (W, ...) in rank order; the shape must be the same on every rank (gloo aborts otherwise)."""
-    world, own = world_size(), rank()
+    world = world_size()
     x = x.detach().contiguous()
     if world == 1:
         return x.unsqueeze(0)
     out = x.new_empty((world, *x.shape))
-    if x.is_cpu and world <= _DIRECT_RANKS and x.numel() <= _DIRECT_NUMEL:
-        peers = [r for r in range(world) if r != own]
-        pending = [c10d.isend(x, r) for r in peers] + [c10d.irecv(out[r], r) for r in peers]
-        out[own] = x
-        for work in pending:
-            assert work is not None  # None only for a rank outside the group
-            work.wait()
+    if x.is_cpu and out.numel() <= _SMALL_NUMEL:
+        c10d.all_to_all_single(out, x.expand_as(out).contiguous())
     else:
         c10d.all_gather(list(out.unbind(0)), x)
     return out
@@ -110,7 +103,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     x = x.detach()
     if world_size() == 1:
         return x.clone()
-    if x.is_cpu and world_size() <= _DIRECT_RANKS and x.numel() <= _DIRECT_NUMEL:
+    if x.is_cpu and x.numel() * world_size() <= _SMALL_NUMEL:
         return _gather_equal(x).sum(0)
     out = x.contiguous().clone()
     c10d.all_reduce(out)
@@ -172,7 +165,9 @@ def any_rank(flag: bool) -> bool:
 class _GlobalMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        total, count = all_reduce_sum(torch.stack([values.sum(), values.new_tensor(len(values))])).unbind()
+        total, count = all_reduce_sum(
+            torch.stack([values.sum(), torch.full((), len(values), dtype=values.dtype, device=values.device)])
+        ).unbind()
         ctx.save_for_backward(count)
         ctx.rows = len(values)
         return total / count
@@ -210,9 +205,10 @@ def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class _GlobalBatchNorm(torch.autograd.Function):
     """Batch norm by the statistics of all ranks' samples; counts of ranks may differ, down to none.
 
-    Forward: each rank's (mean, M2, n) are gathered and combined by Chan, Golub & LeVeque (1983):
-    mean = sum n_r mean_r / n, M2 = sum M2_r + n_r (mean_r - mean)^2. Backward, with sums over all ranks:
-    dx = w / sigma (dy - sum(dy) / n - xhat sum(dy xhat) / n). Both use torch's native kernels per rank.
+    Forward: each rank's (mean, var, n) are gathered and combined as by Chan, Golub & LeVeque (1983):
+    mean = sum n_r mean_r / n, var = sum n_r (var_r + (mean_r - mean)^2) / n. Backward, with sums over
+    all ranks: dx = w / sigma (dy - sum(dy) / n - xhat sum(dy xhat) / n). Each has one message, and
+    torch's native kernels for the passes over memory.
     """
 
     @staticmethod
@@ -227,24 +223,28 @@ class _GlobalBatchNorm(torch.autograd.Function):
     ) -> Tensor:
         channels = x.shape[1]
         local = x.numel() // channels
-        mean_r = var_r = x.new_zeros(channels, dtype=torch.promote_types(x.dtype, torch.float32))
+        exact = torch.promote_types(x.dtype, torch.float32)
+        # Running statistics in fp32, though unused, make the kernel keep those of bf16 input in fp32 too.
+        unused = None if x.dtype == exact else x.new_zeros(channels, dtype=exact)
         if local:
-            # Running statistics in fp32 are what makes the kernel keep bf16 input's in fp32. var_r is biased.
-            mean_r, var_r = torch.batch_norm_update_stats(x, mean_r.clone(), var_r.clone(), 0.0)
-        stats = _gather_equal(torch.cat([mean_r, var_r * local, mean_r.new_tensor([local])]))
-        means, squares, counts = torch.split(stats, [channels, channels, 1], dim=1)
-        n = int(counts.sum().item())
+            mean_r, var_r = torch.batch_norm_update_stats(x, unused, unused, 0.0)  # var_r: biased
+            own = torch.cat([mean_r, var_r, mean_r.new_tensor([local])])
+        else:
+            own = x.new_zeros(2 * channels + 1, dtype=exact)
+        stats = _gather_equal(own)
+        counts = stats[:, -1:].tolist()
+        n = int(sum(count for (count,) in counts))
         if n <= 1:
             raise ValueError(f"batch norm needs more than 1 value per channel over all ranks, got {n}")
-        mean = (means * counts).sum(0) / n
-        m2 = (squares + counts * (means - mean).square()).sum(0)
-        var = m2 / n
+        share_r = stats[:, -1] / n
+        mean, var = torch.mv(stats[:, :-1].T, share_r).chunk(2)
+        var += torch.mv((stats[:, :channels] - mean).square_().T, share_r)
         if running is not None:
             running[0].lerp_(mean.to(running[0].dtype), momentum)
-            running[1].lerp_((m2 / (n - 1)).to(running[1].dtype), momentum)
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+            running[1].lerp_((var * (n / (n - 1))).to(running[1].dtype), momentum)
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
         ctx.n, ctx.eps, ctx.has_bias = n, eps, bias is not None
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if local else torch.empty_like(x)
+        return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, False) if local else x.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -259,8 +259,8 @@ class _GlobalBatchNorm(torch.autograd.Function):
             dy_xhat = dy_sum = torch.zeros_like(mean)
         dx = None
         if ctx.needs_input_grad[0]:
-            sums = all_reduce_sum(torch.stack([dy_xhat, dy_sum])) / ctx.n
-            dx = _input_gradient(dy, x, weight, mean, invstd, *sums.to(mean.dtype))
+            sums = all_reduce_sum(torch.stack([dy_xhat, dy_sum])).to(mean.dtype) / ctx.n
+            dx = _input_gradient(dy, x, weight, mean, invstd, *sums.unbind())
         dweight = dy_xhat.to(weight.dtype) if ctx.needs_input_grad[1] else None
         dbias = dy_sum.to(weight.dtype) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None, None, None
@@ -275,12 +275,12 @@ def _input_gradient(
     mean_dy_xhat: Tensor,
     mean_dy: Tensor,
 ) -> Tensor:
-    """dx = a dy + b x + c per channel, by two passes over memory."""
-    a = invstd if weight is None else invstd * weight
-    b = -a * invstd * mean_dy_xhat
-    c = -a * mean_dy - b * mean
+    """dx = b x + c - a dy per channel, with a = -w / sigma, by two passes over memory."""
+    a = -invstd if weight is None else invstd * -weight
+    b = a * invstd * mean_dy_xhat
+    c = torch.addcmul(a * mean_dy, b, mean, value=-1)
     dx = _scale_shift(x, b, c).to(mean.dtype)
-    return dx.addcmul_(dy, _per_channel(a, x)).to(x.dtype)
+    return dx.addcmul_(dy, _per_channel(a, x), value=-1).to(x.dtype)
 
 
 class _GlobalBatchNormModule(_BatchNorm):
@@ -333,6 +333,8 @@ def convert_batch_norm(module: nn.Module, device: torch.device | str = "cpu") ->
         if isinstance(layer, _GlobalBatchNormModule) or not isinstance(layer, _BatchNorm):
             continue
         if type(layer) not in _GLOBAL_OF:
+            if world_size() == 1:  # its own statistics are the global ones
+                continue
             raise ConfigError(
                 f"layer {name!r} is a {type(layer).__name__}, which has no form over several CPU ranks: "
                 "use a model with nn.BatchNorm1d or 2d (resnet18_cifar), one process, or GPUs"

@@ -1,7 +1,7 @@
 """Measures of a model: accuracy, confusion, memorisation, weighted kNN, linear probe.
 
-Each sample counts once on any number of ranks (DESIGN.md, contract 6): a rank runs the model on its
-share of the samples, the outputs are gathered and ordered by sample index, and an index that is
+Each sample counts once on any number of ranks (docs/architecture.md, contract 6): a rank runs the model
+on its share of the samples, the outputs are gathered and ordered by sample index, and an index that is
 missing or comes twice is an error. Every rank returns the same figures. Functions that talk to other
 ranks say so, and must be called by all of them.
 """
@@ -181,7 +181,7 @@ class Memorisation:
 def memorisation(predicted: Integers, given: Integers, clean: Integers) -> Memorisation:
     """Compare predictions with the given (noisy) and the clean labels, each (N,).
 
-    Clean labels are for reporting only (DESIGN.md, contract 7): no training decision may read the result.
+    For reporting only (docs/architecture.md, contract 7): no training decision may read the result.
     """
     predicted, given, clean = _numpy(predicted), _numpy(given), _numpy(clean)
     _same_length("predicted", predicted, "given", given)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 SELECTION = "validation/accuracy_noisy"
-_REPORTED = ("test/accuracy", "eval/knn_accuracy")
 
 
 class History:
-    """Evaluations of a run up to `step`; nothing of it needs saving, metrics.jsonl has it all."""
+    """Evaluations of a run up to `step`; nothing of it needs saving, metrics.jsonl has it all.
 
-    def __init__(self, metrics: Path, step: int) -> None:
+    `tag` names the accuracy that the closing table shows.
+    """
+
+    def __init__(self, metrics: Path, step: int, tag: str) -> None:
+        self.tag = tag
         self.records: list[tuple[int, dict[str, float]]] = []
         if metrics.exists():
             for line in metrics.read_text().splitlines():
@@ -21,7 +24,7 @@ class History:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the torn last line of a killed run
-                if record.get("step", 0) <= step and any(tag in record for tag in _REPORTED):
+                if record.get("step", 0) <= step and tag in record:
                     numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
                     self.records.append((int(record["step"]), numbers))
 
@@ -33,10 +36,10 @@ class History:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Kind (last, selected, best_on_test) -> {tag, value, step}."""
-        tag = next((t for t in _REPORTED if any(t in values for _, values in self.records)), None)
-        if tag is None:
-            return {}
+        tag = self.tag
         reported = [(step, values) for step, values in self.records if tag in values]
+        if not reported:
+            return {}
         chosen = {"last": reported[-1], "best_on_test": max(reported, key=lambda r: r[1][tag])}
         if any(SELECTION in values for _, values in reported):
             chosen["selected"] = max(reported, key=lambda r: r[1].get(SELECTION, -1.0))

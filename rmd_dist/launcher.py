@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from rmd_dist import dist
@@ -18,28 +16,21 @@ def workers_per_rank(asked: int) -> int:
     return asked or max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
 
-def processes_asked_of_launcher() -> int:
-    """`--num_processes N` of an `accelerate launch` that is this process's parent; 1 if there is none.
+def refuse_separate_runs(group: int) -> None:
+    """ConfigError if more processes were asked for than form this one's `group`: they would be separate runs.
 
-    `accelerate launch --cpu --num_processes 2` starts ONE process and sets nothing that tells it so.
+    `accelerate launch --cpu --num_processes 2`, and a MULTI_CPU config file, start ONE process. All that
+    tells it so is MASTER_ADDR, which that launcher sets for several processes alone, without WORLD_SIZE.
     """
-    import psutil
-
-    with contextlib.suppress(psutil.Error, ValueError):
-        parent = psutil.Process().parent()
-        words = parent.cmdline() if parent else []
-        if any(Path(w).name.startswith("accelerate") for w in words) and "launch" in words:
-            return max((n for n in _flag_values(words, "num_processes")), default=1)
-    return 1
-
-
-def _flag_values(words: list[str], flag: str) -> Iterator[int]:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.lstrip("-").replace("-", "_", 1).partition("=")
-        if word.startswith("--") and name == flag:
-            yield int(value or following)
-        if word.endswith(".py"):
-            return  # what follows belongs to the script
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    alone = launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if alone or asked != group:
+        raise ConfigError(
+            f"{'several' if alone else asked} processes were asked for, this one is in a group of {group}: "
+            "they would be separate runs; on CPUs use --config_file configs/accelerate/cpu2.yaml "
+            "(that is --multi_gpu --num_processes N, without --cpu)"
+        )
 
 
 def from_main(action: Callable[[], Any]) -> Any:

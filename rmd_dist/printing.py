@@ -32,7 +32,9 @@ def print_assessment(assessment: dict[str, Any]) -> None:
     ]
     print_table(title, ["measure", "value"], rows)
     confusion = assessment["confusion"]
-    if confusion is not None and len(classes) <= LARGEST_CONFUSION:
+    if confusion is not None and len(classes) > LARGEST_CONFUSION:
+        print(f"confusion matrix of {len(classes)} classes: write it with --out FILE.json")
+    elif confusion is not None:
         counts = [[name, *row] for name, row in zip(classes, confusion, strict=True)]
         print_table("confusion matrix (rows: true class, columns: predicted)", ["", *classes], counts)
 

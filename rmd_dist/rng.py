@@ -1,8 +1,8 @@
 """Counter-based randomness: every number is a pure function of (seed, epoch, sample, view, draw).
 
 Nothing is ever advanced, so the order of evaluation, the number of threads and ranks and the step a
-run was resumed at cannot change a number (DESIGN contracts 1 and 2). All functions but `permutation`
-are numba kernels, callable from other kernels and from Python.
+run was resumed at cannot change a number (docs/architecture.md, contracts 1 and 2). All functions but
+`permutation` are numba kernels, callable from other kernels and from Python.
 
 The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, constants of Stafford's variant
 13), chained over the coordinates; along `draw` it is SplitMix64 itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -75,6 +76,14 @@ class RunFolder:
                 f"cannot write to {self.path} ({error.strerror}); give another --runs folder"
             ) from None
 
+    def discard_if_empty(self) -> None:
+        """Remove a folder that `open` made for a run that never began (rank 0)."""
+        if self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {".lock"}:
+            (self.path / ".lock").unlink(missing_ok=True)
+            for folder in (self.path, self.path.parent, self.path.parent.parent):
+                with contextlib.suppress(OSError):  # others' runs are there
+                    folder.rmdir()
+
     def manifest(self) -> dict[str, Any]:
         """The manifest as a dict; empty if there is none yet. Raises ConfigError if it is damaged."""
         return read_manifest(self.path)
@@ -93,6 +102,25 @@ class RunFolder:
         matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
         save_yaml(self.config, self.path / "config.yaml")
         write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+
+    def finish(self, **values: Any) -> None:
+        """Mark the run as finished now, with its results (rank 0)."""
+        self.update(status="finished", finished=_now(), **values)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest says so."""
+        return self.manifest().get("status") == "finished"
+
+    def refuse_other(self, **now: Any) -> None:
+        """ConfigError if the run began with other values of `now` than these (those it has recorded)."""
+        began = self.manifest()
+        for key, value in now.items():
+            if began.get(key, value) != value:
+                raise ConfigError(
+                    f"{self.path} began with {key} {began[key]}, and now it is {value}; restore what has "
+                    "changed, or give another --name"
+                )
 
     def _refuse_differences(self, saved: dict[str, Any]) -> None:
         now = json.loads(json.dumps(flatten(self.config)))
@@ -120,13 +148,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def newest_finished(root: Path, dataset: str, model: str) -> Path | None:
-    """The folder of the newest finished pretraining run of a data set and model, if any."""
+    """The folder of the newest finished pretraining run of a data set and model, complete ones first."""
     found = []
     for manifest_path in (root / "pretrain").glob("*/manifest.json"):
-        manifest = read_manifest(manifest_path.parent)
+        try:
+            manifest = read_manifest(manifest_path.parent)
+        except ConfigError as error:
+            print(f"warning: passing over a pretraining run: {error}", flush=True)
+            continue
         wanted = {"status": "finished", "dataset": dataset, "model": model}
         if all(manifest.get(key) == value for key, value in wanted.items()):
-            found.append((str(manifest.get("updated")), manifest_path.parent))
+            # A run of all its epochs goes before one that --max-steps cut short.
+            rank = (bool(manifest.get("complete")), str(manifest.get("finished")))
+            found.append((rank, manifest_path.parent))
     return max(found)[1] if found else None
 
 

@@ -27,27 +27,35 @@ def train(config: AnyConfig) -> dict[str, Any]:
     place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
     folder = RunFolder(config)
     from_main(folder.open)
-    data = config.data
-    prepare_data(data.dataset, data.root, data.source, data.loader)
-    set_seed(config.run.seed)  # weights are drawn the same on every rank
-    trainer = Trainer(config, accelerator, folder, _build_task(config, folder, place))
+    try:
+        trainer = _build_trainer(config, accelerator, folder, place)
+    except ConfigError:
+        if dist.is_main():
+            folder.discard_if_empty()
+        raise
     with contextlib.closing(trainer):
         results = trainer.fit()
     dist.shutdown()
     return results
 
 
+def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, place: Place) -> Trainer:
+    data = config.data
+    prepare_data(data.dataset, data.root, data.source, data.loader)
+    set_seed(config.run.seed)  # weights are drawn the same on every rank
+    task = _build_task(config, folder, place)
+    # What a run began with is part of it: the samples, their labels, the teacher, the precision.
+    recorded = ("data_sha256", "labels_sha256", "teacher_sha256")
+    now = {key: task.about()[key] for key in recorded if key in task.about()}
+    from_main(lambda: folder.refuse_other(precision=accelerator.mixed_precision, **now))
+    return Trainer(config, accelerator, folder, task)
+
+
 def _build_task(config: AnyConfig, folder: RunFolder, place: Place) -> Task:
     if isinstance(config, PretrainConfig):
         return PretrainTask(config, place)
-    teacher, begun = from_main(lambda: (_choose_teacher(config, folder), folder.manifest()))
-    task = DistillTask(config, place, teacher)
-    before = begun.get("teacher_sha256")
-    if before and before != task.about().get("teacher_sha256"):
-        raise ConfigError(
-            f"the teacher {teacher} has changed since {folder.path} began; restore it, or --name a new run"
-        )
-    return task
+    teacher = from_main(lambda: _choose_teacher(config, folder))
+    return DistillTask(config, place, teacher)
 
 
 def _choose_teacher(config: DistillConfig, folder: RunFolder) -> Path | str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rmd_dist.config import AnyConfig, ConfigError
 from rmd_dist.data.loader import Batch
 from rmd_dist.files import save_tensors
 from rmd_dist.history import History
-from rmd_dist.launcher import from_main, processes_asked_of_launcher
+from rmd_dist.launcher import from_main, refuse_separate_runs
 from rmd_dist.monitor import Monitor
 from rmd_dist.run import RunFolder
 from rmd_dist.schedule import learning_rate
@@ -48,13 +49,7 @@ def make_accelerator(precision: str = "launch", cpu: bool = False) -> Accelerato
     # Batch norm is global, so buffers agree on all ranks without being sent.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
-    asked = max(int(os.environ.get("WORLD_SIZE", "1")), processes_asked_of_launcher())
-    if asked != accelerator.num_processes:
-        raise ConfigError(
-            f"{asked} processes were asked for, this one is in a group of {accelerator.num_processes}: "
-            "they would be separate runs; on CPUs use --config_file configs/accelerate/cpu2.yaml "
-            "(that is --multi_gpu --num_processes N, without --cpu)"
-        )
+    refuse_separate_runs(accelerator.num_processes)
     return accelerator
 
 
@@ -84,10 +79,14 @@ class Trainer:
         self.step = checkpoint.step if checkpoint else 0
         scaler = restore(checkpoint, self.raw, raw_optimizer) if checkpoint else {}
         module = torch.compile(self.raw) if config.model.compile else self.raw
-        self.module, self.optimizer = accelerator.prepare(module, raw_optimizer)
+        with warnings.catch_warnings():
+            # torch renames broadcast_buffers; accelerate knows the old name alone.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.module, self.optimizer = accelerator.prepare(module, raw_optimizer)
         if scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scaler)
-        self.history = History(folder.path / "metrics.jsonl", self.step)
+        self._warned_in_epoch = -1
+        self.history = History(folder.path / "metrics.jsonl", self.step, task.headline)
         self.monitor = Monitor(
             folder.path,
             enabled=dist.is_main(),
@@ -173,7 +172,9 @@ class Trainer:
         tagged = {f"train/{name}": value for name, value in values.items()}
         self.monitor.scalars(tagged, self.step)
         self.monitor.progress(self.step, values["loss"], values["lr"], values["images_per_second"])
-        if warning := self.task.warning(tagged):
+        epoch = self.step // self.steps_per_epoch
+        if epoch != self._warned_in_epoch and (warning := self.task.warning(tagged)):
+            self._warned_in_epoch = epoch  # once an epoch is enough
             self.monitor.warning(warning)
 
     def _evaluate_and_save(self) -> None:
@@ -217,17 +218,19 @@ class Trainer:
                 tag, matrix, self.step, vmin=-1.0, vmax=1.0, title=f"{tag}, step {self.step}"
             )
         if self.history.add(self.step, evaluation.scalars) and dist.is_main():
-            save_tensors(self.folder.path / "selected.safetensors", self.raw.state_dict())
+            save_tensors(self.folder.path / "selected.safetensors", self.task.exported.state_dict())
         shown = ", ".join(f"{tag} {value:.4g}" for tag, value in evaluation.scalars.items())
-        self.monitor.info(f"epoch {self.step / self.steps_per_epoch:g}: {shown}")
+        self.monitor.info(f"epoch {self.step / self.steps_per_epoch:.3g}: {shown}")
         dist.barrier()
 
     def _finish(self, *, trained: bool) -> dict[str, Any]:
         results = self.history.results()
-        if dist.is_main():
+        new = trained or not self.folder.finished
+        if dist.is_main() and new:
             self.task.export(self.folder.path)
-            self.folder.update(status="finished", step=self.step, results=results, **self.task.about())
-        if trained:
+            complete = self.step == self.config.optim.epochs * self.steps_per_epoch
+            self.folder.finish(step=self.step, complete=complete, results=results, **self.task.about())
+        if new:
             self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
         self.monitor.table(*self.history.table())
         self.monitor.info(f"run folder: {self.folder.path}")
@@ -235,22 +238,34 @@ class Trainer:
         return results
 
     def _announce(self) -> None:
-        world = dist.world_size()
+        world, precision = dist.world_size(), self.accelerator.mixed_precision
         if dist.is_main():
-            self.folder.update(status="running", step=self.step, world_size=world, **self.task.about())
+            about = {"step": self.step, "world_size": world, "precision": precision} | self.task.about()
+            self.folder.update(status="running", **about)
         self.monitor.hparams(flatten(self.config), {})
         state = f"continuing at step {self.step}" if self.step else "starting"
         self.monitor.info(
             f"{state}: {self.total_steps} steps, {self.steps_per_epoch} an epoch, batch "
             f"{self.config.data.batch_size} on {world} x {self.accelerator.device.type}, "
-            f"precision {self.accelerator.mixed_precision}, into {self.folder.path}"
+            f"precision {precision}, into {self.folder.path}"
         )
+        if teacher := self.task.about().get("teacher"):
+            self.monitor.info(f"teacher: {teacher}")
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        resume = self.config.run.resume
+        resume, checkpoints = self.config.run.resume, self.folder.checkpoints
         if resume not in ("auto", "never"):
-            return open_checkpoint(Path(resume))
-        return newest(self.folder.checkpoints, warn=lambda text: print(f"warning: {text}", flush=True))
+            path = Path(resume)
+            if path.parent.resolve() != checkpoints.resolve():
+                raise ConfigError(f"resume = {resume}: give auto, never, or a checkpoint of {checkpoints}")
+            return open_checkpoint(path)
+        found = newest(checkpoints, warn=lambda text: print(f"warning: {text}", flush=True))
+        if found is None and (any(checkpoints.glob("step-*.json")) or self.folder.finished):
+            raise ConfigError(
+                f"{self.folder.path} has no intact checkpoint left; restore one, give another --name, "
+                "or delete the folder to start anew"
+            )
+        return found
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is written. Safe to call twice."""

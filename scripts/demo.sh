@@ -4,14 +4,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-K=${K:-0.3}
+K=${K:-2}
 RUNS=${RUNS:-runs/demo}
-launch() { accelerate launch --quiet --config_file configs/accelerate/one_process.yaml "$@"; }
+LOADER=$([ "${FFCV:-1}" = 0 ] && echo memory || echo ffcv)
 
-python launch/prepare.py --dataset digits --out data
-launch launch/pretrain.py --config configs/digits/pretrain.yaml --runs "$RUNS" --name digits
-launch launch/distill.py --config configs/digits/distill.yaml --runs "$RUNS" --loss ce --K 0 --name "digits-ce-K0"
-launch launch/distill.py --config configs/digits/distill.yaml --runs "$RUNS" --loss ce --K "$K" --name "digits-ce-K$K"
+launch() {
+    accelerate launch --quiet --config_file configs/accelerate/one_process.yaml "$@" --runs "$RUNS" --loader "$LOADER"
+}
+
+[ "$LOADER" = memory ] || python launch/prepare.py --dataset digits --out data
+launch launch/pretrain.py --config configs/digits/pretrain.yaml --name digits
+for k in 0 "$K"; do
+    launch launch/distill.py --config configs/digits/distill.yaml --loss ce --K "$k" --name "digits-ce-K$k"
+done
 
 echo
 python launch/compare.py "$RUNS/distill/digits-ce-K0" "$RUNS/distill/digits-ce-K$K"

@@ -98,3 +98,16 @@ def test_a_bad_file_is_one_line(text, named, tmp_path):
     with pytest.raises(ConfigError) as caught:
         parse(DistillConfig, ["--config", str(path)])
     assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_switch_alone_is_on():
+    assert parse(DistillConfig, ["--cpu"]).run.cpu
+    config = parse(DistillConfig, ["--compile", "--lr", "0.5", "--channels-last", "false"])
+    assert config.model.compile and config.optim.lr == 0.5 and not config.model.channels_last
+
+
+@pytest.mark.parametrize(
+    "argv", [["runs/x", "--cpu"], ["--dataset", "digits", "runs/x"], ["--checkpoint", "runs/x"]]
+)
+def test_the_checkpoint_may_stand_first_or_last(argv):
+    assert parse(EvaluateConfig, argv, positional="checkpoint").checkpoint == "runs/x"

@@ -93,6 +93,8 @@ def test_cuda_conversion_is_torchs_sync_batch_norm():
     assert list(net.state_dict()) == list(_net().state_dict())
 
 
-def test_conversion_refuses_what_it_cannot_make_global():
+def test_conversion_refuses_what_it_cannot_make_global(monkeypatch):
+    assert isinstance(dist.convert_batch_norm(nn.BatchNorm3d(2)), nn.BatchNorm3d)  # one rank needs no other
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match="BatchNorm3d"):
         dist.convert_batch_norm(nn.Sequential(nn.BatchNorm3d(2)))

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from rmd_dist.config import ConfigError
-from tests.tiny import final_tensors, greatest_difference, train_tiny, words
+from tests.tiny import (
+    final_tensors,
+    greatest_difference,
+    tensors_at,
+    train_tiny,
+    update_difference,
+    words,
+)
 
 BOTH = pytest.mark.parametrize("stage", ["pretrain", "distill"])
 
@@ -26,19 +33,23 @@ def test_a_stopped_run_continues_bit_for_bit(stage, tmp_path):
 
 @BOTH
 def test_the_same_weights_on_any_number_of_ranks(stage, tmp_path, ranks):
-    """DESIGN contract 1; 48 samples a step on 1, 2, 3 and 4 ranks, and unequal shares (50 on 3).
+    """Contract 1; 48 samples a step on 1, 2, 3 and 4 ranks, and unequal shares (50 on 3).
 
-    Two steps: the second sees what the first made of batch norm, order and averaging. Rounding alone
-    (3e-6 here) grows several times with every further step of so young a network.
+    After the first step all weights agree to rounding. The second sees what the first made of batch norm,
+    order and averaging; by then rounding may put single activations on the other side of a ReLU's kink
+    (layouts alone do it on one rank), so its update is compared as a whole: what breaks the contract,
+    such as batch norm left local or a gradient 1/W short, changes it by more than 10 %.
     """
+    more = ["--max-steps", "2", "--checkpoint.every_steps", "1"]
     for batch, worlds in (("48", (1, 2, 3, 4)), ("50", (1, 3))):
+        found = {}
         for world in worlds:
-            argv = words(stage, tmp_path / f"{batch}-{world}", "--max-steps", "2", "--batch-size", batch)
-            ranks(world).run(train_tiny, stage, argv)
-        reference = final_tensors(stage, tmp_path / f"{batch}-1")
+            runs = tmp_path / f"{batch}-{world}"
+            ranks(world).run(train_tiny, stage, words(stage, runs, *more, "--batch-size", batch))
+            found[world] = [tensors_at(stage, runs, step) for step in (1, 2)]
         for world in worlds[1:]:
-            found = final_tensors(stage, tmp_path / f"{batch}-{world}")
-            assert greatest_difference(found, reference) < 5e-5, (batch, world)
+            assert greatest_difference(found[world][0], found[1][0]) < 5e-5, (batch, world)
+            assert update_difference(found[world][1], found[1][1]) < 0.02, (batch, world)
 
 
 def test_a_run_leaves_its_records(tmp_path):
@@ -85,7 +96,7 @@ def test_distillation_finds_the_finished_pretraining(tmp_path):
     assert manifest["teacher"] == str(tmp_path / "pretrain" / "tiny" / "model.safetensors")
     # The teacher is part of the run: another one under the same path is refused.
     train_tiny("pretrain", words("pretrain", tmp_path, "--max-steps", "3"))
-    with pytest.raises(ConfigError, match="has changed since"):
+    with pytest.raises(ConfigError, match=r"teacher_sha256.*restore what has changed"):
         train_tiny("distill", [*argv, "--max-steps", "3"])
 
 

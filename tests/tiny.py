@@ -50,6 +50,21 @@ def final_tensors(stage: str, runs: Path) -> dict[str, Tensor]:
     return read_tensors(checkpoint.path)
 
 
+def tensors_at(stage: str, runs: Path, step: int) -> dict[str, Tensor]:
+    """Everything in the checkpoint of a step."""
+    from rmd_dist.files import read_tensors
+
+    return read_tensors(runs / stage / "tiny" / "checkpoints" / f"step-{step:09d}.safetensors")
+
+
+def update_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """||u_a - u_b|| / ||u_b|| over all momentum buffers u: what the optimizer makes of the gradients."""
+    names = [k for k in b if k.startswith("optimizer/")]
+    assert names and all(k in a for k in names)
+    off = sum(float((a[k] - b[k]).double().square().sum()) for k in names)
+    return (off / sum(float(b[k].double().square().sum()) for k in names)) ** 0.5
+
+
 def greatest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """max over the model's tensors of ||a - b|| / ||b||, where a tensor counts as no smaller than rms 0.01.
 

@@ -10,8 +10,8 @@ from rmd_dist.rng import permutation
 
 Indices = npt.NDArray[np.int64]
 
-# Streams of their own, apart from every training seed: all runs agree on the subset and the hold-out.
-_SUBSET, _HOLD_OUT, _PROBE = 101, 102, 103
+# Streams of their own, in epochs that no training reaches: all runs agree on the subset and the hold-out.
+_SUBSET, _HOLD_OUT, _PROBE = 2**62, 2**62 + 1, 2**62 + 2
 
 
 def subset(count: int, size: int | None) -> Indices:
@@ -22,13 +22,13 @@ def subset(count: int, size: int | None) -> Indices:
     """
     if size is not None and size > count:
         raise ConfigError(f"data.train_samples = {size}, but there are {count} samples; ask for fewer")
-    return np.sort(permutation(count, _SUBSET, 0)[: size or count])
+    return np.sort(permutation(count, 0, _SUBSET)[: size or count])
 
 
 def hold_out(indices: Indices, share: float) -> tuple[Indices, Indices]:
     """Split `indices` into (training, validation), the latter round(share * n) of them."""
     size = round(share * len(indices))
-    shuffled = indices[permutation(len(indices), _HOLD_OUT, 0)]
+    shuffled = indices[permutation(len(indices), 0, _HOLD_OUT)]
     return np.sort(shuffled[size:]), np.sort(shuffled[:size])
 
 
@@ -36,4 +36,4 @@ def probe(indices: Indices, size: int) -> Indices:
     """At most `size` of `indices` (0: all), a fixed random choice: what is measured on training samples."""
     if size == 0 or size >= len(indices):
         return indices
-    return np.sort(indices[permutation(len(indices), _PROBE, 0)[:size]])
+    return np.sort(indices[permutation(len(indices), 0, _PROBE)[:size]])

@@ -45,11 +45,12 @@ class _Relation(torch.autograd.Function):
     """The gradient is made in the forward pass; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, sizes: Sequence[int], loss: RelationLoss) -> Any:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, sizes: Sequence[int], need: bool, loss: RelationLoss
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch = sum(sizes)
         width = max(student.shape[1], teacher.shape[1])
         form = cheaper(batch, width, len(sizes)) if loss.form == "auto" else loss.form
-        need = ctx.needs_input_grad[0]
         graph = FORMS[form](student, teacher, sizes, loss.weights(batch), loss.node_target, need)
         norms = graph.squares.sqrt()
         weights = norms.new_tensor([loss.node_weight, loss.edge_weight])
@@ -64,7 +65,7 @@ class _Relation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
+        return gradient * grads[0], None, None, None, None
 
 
 class RelationLoss(nn.Module):
@@ -142,10 +143,11 @@ class RelationLoss(nn.Module):
             )
         if sizes is None:
             sizes = dist.row_counts(student)
+        need = student.requires_grad and torch.is_grad_enabled()
         with torch.autocast(student.device.type, enabled=False):
             if student.dtype != torch.float64:
                 student, teacher = student.float(), teacher.float()
-            loss, node, edge = _Relation.apply(student, teacher.detach().to(student.dtype), sizes, self)
+            loss, node, edge = _Relation.apply(student, teacher.to(student.dtype), sizes, need, self)
         return RelationTerms(loss, node if same else torch.full_like(node, torch.nan), edge)
 
     def extra_repr(self) -> str:

@@ -79,9 +79,9 @@ class Aligned(NamedTuple):
 
 def z_scores(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (b, D) -> fp64 z-scores, means and 1 / standard deviation; z and the last are 0 where constant."""
-    x = features.double()
-    mean = x.mean(1, keepdim=True)
-    rows = x - mean
+    rows = features.to(torch.float64, copy=True)  # and in place from here: at 64 rows this is what costs
+    mean = rows.mean(1, keepdim=True)
+    rows.sub_(mean)
     std = torch.linalg.vector_norm(rows, dim=1, keepdim=True).mul_(features.shape[1] ** -0.5)
     rstd = (std > mean.abs() * _CONSTANT) / std.clamp_min(1e-30)
     return rows.mul_(rstd), mean, rstd
@@ -104,7 +104,8 @@ def align(student: Tensor, teacher: Tensor) -> Aligned:
         width = max(s.shape[1], t.shape[1])
         s, t = F.pad(s, (0, width - s.shape[1])), F.pad(t, (0, width - t.shape[1]))
     own = student.dtype
-    return Aligned(s.to(own), (s - t).to(own), student, mean.to(own), rstd.to(own))
+    # copy: for fp64 features the subtraction in place would else reach the rows just returned.
+    return Aligned(s.to(own, copy=True), s.sub_(t).to(own), student, mean.to(own), rstd.to(own))
 
 
 def cheaper(batch: int, width: int, world: int) -> Literal["rows", "gram"]:
@@ -157,12 +158,13 @@ def rows_form(
         diagonal = torch.diagonal(matrices, start + block.start, 1, 2)  # a view
         if identity:
             diagonal[0].sub_(student.shape[1])
-        # w_ij / w_off: its root on each side of the square, and once more for the gradient
-        diagonal.mul_(root)
-        # fp64 over rows: a single fp32 sum of 4096^2 squares loses the sixth digit
+        if root != 1:  # w_ij / w_off: its root for the square, and once more for the gradient
+            diagonal.mul_(root)
+        # fp64 over rows, so that rounding does not grow with the batch
         squares += torch.linalg.vector_norm(matrices, dim=2).double().square().sum(1)
         if need:
-            diagonal.mul_(root)
+            if root != 1:
+                diagonal.mul_(root)
             torch.mm(node, all_t, out=parts[0, block])
             torch.mm(edge, all_s, out=parts[1, block])
     scale = weights.off / student.shape[1] ** 2
@@ -198,7 +200,7 @@ def gram_form(
     """
     width, identity = max(student.shape[1], teacher.shape[1]), target == "identity"
     target_diag = float(student.shape[1]) if identity else 0.0
-    step = max(64, _BLOCK_NUMEL // 2 // width)
+    step = max(64, _BLOCK_NUMEL // 4 // width)
     blocks = list(zip(torch.split(student, step), torch.split(teacher, step), strict=True))
 
     def prepared(student: Tensor, teacher: Tensor) -> tuple[Aligned, Tensor, Tensor, Tensor]:
@@ -233,11 +235,11 @@ def gram_form(
         (of_s if identity else of_delta).add_(b * weights.off * tt)
         out = torch.empty_like(student)
         for block, out_block in zip(blocks, torch.split(out, step), strict=True):
-            own, t, node_diag, edge_diag = prepared(*block)
+            own, t, node_diag, _ = prepared(*block)
             grad = torch.mm(own.s, of_s).addmm_(own.delta, of_delta)
             node_change = weights.diag * (node_diag - target_diag) - weights.off * node_diag
-            edge_change = (weights.diag - weights.off) * edge_diag
-            grad.addcmul_(b * node_change[:, None], t).addcmul_(a * edge_change[:, None], own.s)
+            # the edges' diagonal pulls along s_i itself, which z-scores cannot follow: no change needed
+            grad.addcmul_(b * node_change[:, None], t)
             out_block.copy_(own.feature_gradient(grad))
         return out
 

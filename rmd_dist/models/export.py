@@ -30,6 +30,7 @@ class LoadedModel:
     architecture: str
     num_classes: int
     dataset: str | None
+    stage: str | None
     path: Path
     sha256: str
 
@@ -78,13 +79,16 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
         )
         raise ConfigError(f"{path} has no {WEIGHTS}: {hint}, or name a file in its checkpoints/ folder")
     tensors = _inference_part(read_tensors(file))
-    config = _read_config(folder / CONFIG if file.name == WEIGHTS else folder.parent / CONFIG)
-    architecture = str(config.get("architecture", default_architecture))
-    num_classes = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
-    module = create(architecture, num_classes)
+    about = _about(folder) or _about(folder.parent)  # checkpoints/ lie one folder below
+    architecture = str(about.get("architecture") or default_architecture)
+    module = create(architecture, num_classes=0)
+    classifier = tensors.get(f"{module.pretrained_cfg['classifier']}.weight")
+    num_classes = 0 if classifier is None else len(classifier)
+    if num_classes:
+        module = create(architecture, num_classes)
     load_weights(module, tensors, file)
-    dataset = config.get("rmd_dist", {}).get("dataset")
-    return LoadedModel(module, architecture, num_classes, dataset, file, sha256(file))
+    dataset, stage = about.get("dataset"), about.get("stage")
+    return LoadedModel(module, architecture, num_classes, dataset, stage, file, sha256(file))
 
 
 def _inference_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +100,16 @@ def _inference_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _about(folder: Path) -> dict[str, Any]:
+    """Architecture, data set and stage by a folder's config.json (exports), else its manifest.json (runs)."""
+    config, manifest = _read_json(folder / CONFIG), _read_json(folder / "manifest.json")
+    if config:
+        about: dict[str, Any] = config.get("rmd_dist", {})
+        return about | {"architecture": config.get("architecture")}
+    return manifest | {"architecture": manifest.get("model")} if manifest else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:

@@ -71,7 +71,7 @@ class DistillTask(Task):
         self.indices, self.validation_indices = hold_out(used, config.validation)
         self.probe_indices = probe(self.indices, config.eval.train_samples)
 
-        self.student = create(config.model.name, num_classes)
+        self.student = self.exported = create(config.model.name, num_classes)
         self.module = Student(self.student)
         self.loss = build_loss(config.loss, num_classes, **config.loss_options)
         graph = config.graph
@@ -95,6 +95,11 @@ class DistillTask(Task):
                     f"teacher {source} was trained on {loaded.dataset}, this run uses {config.data.dataset}; "
                     "give a --teacher of the same data set"
                 )
+            if loaded.stage == "distill":
+                raise ConfigError(
+                    f"teacher {source} is a student, trained on labels; give a pretraining run, "
+                    "whose encoder never saw one"
+                )
             encoder = loaded.module
             self.teacher_about = {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
         encoder.reset_classifier(0)
@@ -105,10 +110,14 @@ class DistillTask(Task):
                 "node matching needs equal widths; use the same --model for both, or --graph.node_weight 0"
             )
         if config.student_init == "teacher":
-            state = encoder.state_dict()
-            missing, foreign = self.student.load_state_dict(state, strict=False)
-            if foreign or set(missing) - {"fc.weight", "fc.bias"}:
+            state, own = encoder.state_dict(), self.student.state_dict()
+            classifier = self.student.pretrained_cfg["classifier"] + "."
+            body = {name: tensor.shape for name, tensor in own.items() if not name.startswith(classifier)}
+            if body != {name: tensor.shape for name, tensor in state.items()}:
                 raise ConfigError("student_init = teacher needs teacher and student of the same --model")
+            self.student.load_state_dict(state, strict=False)
+        if config.model.channels_last:
+            encoder = encoder.to(memory_format=torch.channels_last)
         frozen: nn.Module = encoder.to(self.place.device).eval().requires_grad_(False)
         return frozen
 
@@ -119,7 +128,7 @@ class DistillTask(Task):
         x, y = self.normalize(batch.views[0]), self.given[batch.index]
         logits, features = module(x)
         task_loss = dist.global_mean(self.loss.per_sample(logits, y))
-        if self.teacher is None:
+        if self.teacher is None or self.config.K == 0:
             return StepOutput(task_loss, {"loss": task_loss.detach()})
         with torch.no_grad():
             teacher_features = self.teacher(x)
@@ -182,5 +191,5 @@ class DistillTask(Task):
 
     def about(self) -> dict[str, Any]:
         counts = {"train_samples": len(self.indices), "validation_samples": len(self.validation_indices)}
-        about = {"stage": "distill", "dataset": self.config.data.dataset, "noise": self.noisy.manifest}
-        return about | counts | self.teacher_about
+        noise = {"noise": self.noisy.manifest, "labels_sha256": self.noisy.manifest["labels_sha256"]}
+        return super().about() | {"stage": "distill"} | counts | noise | self.teacher_about

@@ -30,7 +30,7 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig, place: Place) -> None:
         super().__init__(config, place)
-        self.encoder = create(config.model.name, num_classes=0)
+        self.encoder = self.exported = create(config.model.name, num_classes=0)
         self.module = SimSiam(self.encoder, config.simsiam.dim, config.simsiam.hidden_dim)
         self.indices = subset(len(self.train_set), config.data.train_samples)
         self.bank_indices = probe(self.indices, config.eval.train_samples)
@@ -77,4 +77,4 @@ class PretrainTask(Task):
         )
 
     def about(self) -> dict[str, Any]:
-        return {"stage": "pretrain", "dataset": self.config.data.dataset, "train_samples": len(self.indices)}
+        return super().about() | {"stage": "pretrain", "train_samples": len(self.indices)}

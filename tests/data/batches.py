@@ -45,7 +45,7 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 def expected_batches(chosen: np.ndarray, epoch: int) -> list[list[int]]:
-    """The formula of DESIGN contract 1, apart from rmd_dist."""
+    """The formula of contract 1 (docs/architecture.md), apart from rmd_dist."""
     generator = np.random.Generator(np.random.Philox(key=np.array([SEED, epoch], np.uint64)))
     order = chosen[generator.permutation(len(chosen))]
     return [order[k : k + GLOBAL].tolist() for k in range(0, len(order) - GLOBAL + 1, GLOBAL)]

@@ -16,7 +16,7 @@ CLASSES = [3, 100]
 
 
 def _formula(name: str, p: list[float], y: int, many: bool) -> float:
-    """DESIGN's table in plain arithmetic, its defaults written out again: a wrong default shows here too."""
+    """The formulas in plain arithmetic, their defaults written out again: a wrong default shows here too."""
     py = p[y]
     nce = math.log(py) / sum(math.log(pk) for pk in p)
     a, q = (1.8, 3.0) if many else (6.0, 1.5)

@@ -274,3 +274,17 @@ def test_matrices_to_look_at():
 def test_mistakes_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         RelationLoss(**options)
+
+
+@pytest.mark.parametrize("form", ["rows", "gram"])
+def test_fp64_features_give_what_fp32_ones_do(form):
+    generator = torch.Generator().manual_seed(5)
+    student, teacher = (torch.randn(24, 16, generator=generator) for _ in "st")
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        features = student.to(dtype, copy=True).requires_grad_()
+        terms = RelationLoss(form=form)(features, teacher.to(dtype))
+        terms.loss.backward()
+        results.append([*(t.double() for t in terms), features.grad.double()])
+    for low, high in zip(*results, strict=True):
+        torch.testing.assert_close(low, high, rtol=1e-5, atol=1e-6)

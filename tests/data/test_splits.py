@@ -1,0 +1,65 @@
+"""Subsets and hold-outs: fixed, nested, disjoint, and blind to labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rmd_dist.config import ConfigError
+from rmd_dist.data.splits import hold_out, probe, subset
+
+
+def strictly_rising(indices: np.ndarray) -> bool:
+    return bool((np.diff(indices) > 0).all())
+
+
+def test_subsets_are_nested_rising_and_always_the_same():
+    smaller, larger = subset(1000, 100), subset(1000, 400)
+    assert (len(smaller), len(larger)) == (100, 400)
+    assert set(smaller) <= set(larger) <= set(range(1000))
+    assert strictly_rising(smaller) and strictly_rising(larger)
+    np.testing.assert_array_equal(subset(1000, 100), smaller)
+    # spread over all samples, not a head or a stripe
+    assert 350 < smaller.mean() < 650 and len(set(np.diff(smaller))) > 10
+
+
+def test_all_samples_unless_fewer_are_asked_for():
+    for size in (None, 50):
+        np.testing.assert_array_equal(subset(50, size), np.arange(50))
+    with pytest.raises(ConfigError, match=r"data\.train_samples = 51, but there are 50"):
+        subset(50, 51)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.9])
+def test_a_hold_out_parts_the_samples(share):
+    indices = subset(2000, 999)
+    training, validation = hold_out(indices, share)
+    assert len(validation) == round(share * 999)
+    assert not set(training) & set(validation)
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, validation])), indices)
+    assert strictly_rising(training) and strictly_rising(validation)
+    for again, first in zip(hold_out(indices, share), (training, validation), strict=True):
+        np.testing.assert_array_equal(again, first)
+
+
+def test_a_hold_out_is_spread_over_the_samples():
+    _, validation = hold_out(np.arange(1000), 0.2)
+    assert 400 < validation.mean() < 600 and validation.min() < 50 and validation.max() > 950
+
+
+def test_a_probe_is_some_of_the_given_samples():
+    indices = 3 * np.arange(100)
+    chosen = probe(indices, 30)
+    assert len(chosen) == 30 and set(chosen) <= set(indices) and strictly_rising(chosen)
+    np.testing.assert_array_equal(probe(indices, 30), chosen)
+    for size in (0, 100, 1000):
+        np.testing.assert_array_equal(probe(indices, size), indices)
+
+
+def test_the_three_choices_are_independent():
+    """The same positions must not be picked thrice: a probe of a subset would be its hold-out."""
+    everything = np.arange(1000)
+    chosen = [set(subset(1000, 200)), set(hold_out(everything, 0.2)[1]), set(probe(everything, 200))]
+    for i, a in enumerate(chosen):
+        for b in chosen[:i]:
+            assert len(a & b) < 80  # 40 are expected of independent draws

@@ -1,0 +1,147 @@
+"""Finished models on disk: what is written, what timm makes of it, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from rmd_dist.config import ConfigError
+from rmd_dist.files import save_tensors, write_json
+from rmd_dist.models import SimSiam
+from rmd_dist.models.export import create, export, load
+from rmd_dist.tasks.distill import Student
+
+NAME = "resnet18_cifar_w16"
+ABOUT = {"dataset": "digits", "stage": "distill", "classes": ["a", "b"]}
+
+
+def model(num_classes: int = 10, seed: int = 0) -> nn.Module:
+    """Random weights, and batch-norm statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    made = create(NAME, num_classes).to(memory_format=torch.channels_last)
+    for layer in made.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return made.eval()
+
+
+def exported(folder: Path, num_classes: int = 10) -> nn.Module:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = model(num_classes)
+    export(folder, made, NAME, num_classes, ABOUT)
+    return made
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("num_classes", [10, 7, 0])
+def test_an_exported_model_is_what_timm_opens(num_classes, tmp_path):
+    made = exported(tmp_path, num_classes)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == (NAME, num_classes, 128)
+    assert config["pretrained_cfg"]["num_classes"] == num_classes and config["rmd_dist"] == ABOUT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert_same(opened.state_dict(), made.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(opened(images), made(images))
+
+
+@pytest.mark.parametrize("num_classes", [10, 0])
+@pytest.mark.parametrize("part", ["", "model.safetensors"], ids=["folder", "file"])
+def test_a_run_folder_or_its_file_is_read_with_what_is_known_of_it(part, num_classes, tmp_path):
+    made = exported(tmp_path, num_classes)
+    loaded = load(tmp_path / part, "resnet18_cifar")  # the file knows better than the default
+    assert (loaded.architecture, loaded.num_classes, loaded.dataset) == (NAME, num_classes, "digits")
+    assert loaded.path == tmp_path / "model.safetensors"
+    assert_same(loaded.module.state_dict(), made.state_dict())
+
+
+def test_the_fingerprint_is_of_the_weights(tmp_path):
+    exported(tmp_path / "a")
+    exported(tmp_path / "b")
+    first = load(tmp_path / "a", NAME).sha256
+    assert load(tmp_path / "b", NAME).sha256 == first
+    export(tmp_path / "b", model(seed=1), NAME, 10, ABOUT)
+    assert load(tmp_path / "b", NAME).sha256 != first
+
+
+def wrapped(stage: str) -> tuple[nn.Module, nn.Module]:
+    """(what a stage trains, what of it is wanted)."""
+    inner = model(0 if stage == "pretrain" else 10)
+    return (SimSiam(inner, 32, 8) if stage == "pretrain" else Student(inner)), inner
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_training_checkpoint_gives_the_encoder_or_the_student(stage, finished, tmp_path):
+    module, inner = wrapped(stage)
+    if finished:
+        exported(tmp_path)  # its config.json names model and data set
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "step-000000003.safetensors"
+    tensors = {f"model/{name}": value for name, value in module.state_dict().items()}
+    save_tensors(path, tensors | {"optimizer/0/momentum_buffer": torch.ones(3)})
+    loaded = load(path, "resnet18_cifar" if finished else NAME)
+    assert loaded.num_classes == (0 if stage == "pretrain" else 10)
+    assert loaded.dataset == ("digits" if finished else None)
+    assert_same(loaded.module.state_dict(), inner.state_dict())
+
+
+def test_other_weights_beside_an_exported_model_are_of_its_kind(tmp_path):
+    """As the trainer leaves the selected weights in the run folder."""
+    exported(tmp_path)
+    other = model(seed=1)
+    save_tensors(tmp_path / "selected.safetensors", other.state_dict())
+    loaded = load(tmp_path / "selected.safetensors", "resnet18_cifar")
+    assert (loaded.architecture, loaded.dataset, loaded.stage) == (NAME, "digits", "distill")
+    assert_same(loaded.module.state_dict(), other.state_dict())
+
+
+def test_an_unfinished_runs_manifest_tells_what_its_checkpoints_hold(tmp_path):
+    module, inner = wrapped("distill")
+    write_json(tmp_path / "manifest.json", {"model": NAME, "dataset": "digits", "stage": "distill"})
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "step-000000003.safetensors"
+    save_tensors(path, {f"model/{name}": value for name, value in module.state_dict().items()})
+    loaded = load(path, "resnet18_cifar")
+    assert (loaded.architecture, loaded.dataset, loaded.stage) == (NAME, "digits", "distill")
+    assert_same(loaded.module.state_dict(), inner.state_dict())
+
+
+def test_an_unknown_model_is_told_with_those_that_exist():
+    with pytest.raises(ConfigError, match=r"'resnet18_cifr' is not a timm model; try .*resnet18_cifar_w16"):
+        create("resnet18_cifr", 10)
+
+
+def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no model is there"):
+        load(tmp_path, NAME)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="its run has not finished"):
+        load(tmp_path, NAME)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(tmp_path / "nowhere.safetensors", NAME)
+    exported(tmp_path)
+    for text in ("{", "[]", ""):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+            load(tmp_path, NAME)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="holds another model") as caught:
+        load(tmp_path, "resnet18_cifar")
+    assert "\n" not in str(caught.value)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match="not an intact safetensors file"):
+        load(tmp_path, NAME)

@@ -1,0 +1,275 @@
+"""What a batch means: which labels are read, what the teacher is, and the values that are logged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rmd_dist.cli import parse
+from rmd_dist.config import ConfigError, DistillConfig, PretrainConfig
+from rmd_dist.data.datasets import Dataset
+from rmd_dist.data.loader import Batch
+from rmd_dist.models.export import create, export, load
+from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task, base, distill
+from tests.losses.naive_graph import naive_terms
+from tests.tiny import final_tensors, train_tiny, words
+
+NAME = "resnet18_cifar_w16"
+
+
+def distill_task(tmp_path: Path, *more: str, teacher: Path | str | None = "random") -> DistillTask:
+    torch.manual_seed(0)
+    return DistillTask(parse(DistillConfig, words("distill", tmp_path, *more)), Place(), teacher)
+
+
+def pretrain_task(tmp_path: Path, *more: str) -> PretrainTask:
+    torch.manual_seed(0)
+    return PretrainTask(parse(PretrainConfig, words("pretrain", tmp_path, *more)), Place())
+
+
+def batches(task: Task, count: int, epoch: int = 0) -> Iterator[Batch]:
+    """The first `count` training batches."""
+    with task.train_loader() as loader, contextlib.closing(loader.epoch(epoch)) as epoch_of_batches:
+        for _ in range(count):
+            yield next(epoch_of_batches)
+
+
+def train(task: Task, steps: int) -> None:
+    optimizer = torch.optim.SGD(task.module.parameters(), lr=0.05, momentum=0.9)
+    for batch in batches(task, steps):
+        task.step(task.module, batch, logging=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def encoder_in(folder: Path, name: str = NAME, dataset: str = "digits", stage: str = "pretrain") -> Path:
+    """A folder as a finished pretraining (or another stage) leaves it."""
+    folder.mkdir()
+    export(folder, create(name, 0), name, 0, {"dataset": dataset, "stage": stage})
+    return folder
+
+
+@pytest.mark.parametrize("more", [[], ["--loss", "gce", "--graph.reference_batch", "null", "--K", "3"]])
+def test_the_loss_and_the_ratio_of_its_gradients_by_plain_autograd(more, tmp_path):
+    """L = L_task + K L_graph; ratio = ||K dL_graph/df|| / ||dL_task/df||, all from the formulas."""
+    task = distill_task(tmp_path, *more)
+    (batch,) = batches(task, 1)
+    found = task.step(task.module, batch, logging=True)
+    x = task.normalize(batch.views[0])
+    logits, features = task.module(x)  # batch norm in training mode: the same values again
+    given = torch.from_numpy(task.noisy.labels)[batch.index]
+    p_y = logits.softmax(1)[torch.arange(len(given)), given]
+    q = 0.7  # gce's default
+    task_loss = (-p_y.log() if task.config.loss == "ce" else (1 - p_y**q) / q).mean()
+    reference = task.config.graph.reference_batch
+    graph, node, edge = naive_terms(features.double(), task.teacher(x).double(), reference_batch=reference)
+    expected = {"loss_task": task_loss, "loss_graph": graph, "loss_node": node, "loss_edge": edge}
+    expected["loss"] = task_loss + task.config.K * graph
+    by_graph, by_task = (
+        torch.autograd.grad(term, features, retain_graph=True)[0].norm() for term in (graph, task_loss)
+    )
+    expected["gradient_ratio"] = task.config.K * by_graph / by_task
+    assert {k: float(v) for k, v in found.values.items()} == {
+        k: pytest.approx(v.item(), rel=1e-4) for k, v in expected.items()
+    }
+    assert found.loss.item() == found.values["loss"].item()
+    assert not any(value.requires_grad for value in found.values.values())
+    assert "gradient_ratio" not in task.step(task.module, batch, logging=False).values
+
+
+def test_the_ratio_leaves_the_gradients_alone(tmp_path):
+    task = distill_task(tmp_path)
+    (batch,) = batches(task, 1)
+    gradients = []
+    for logging in (False, True):
+        task.module.zero_grad()
+        task.step(task.module, batch, logging=logging).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in task.module.named_parameters()})
+    assert differing(*gradients) == []
+
+
+def test_without_K_there_is_no_teacher(tmp_path):
+    argv = [w for w in words("distill", tmp_path, "--max-steps", "1") if w not in ("--teacher", "random")]
+    train_tiny("distill", [*argv, "--K", "0"])
+    folder = tmp_path / "distill" / "tiny"
+    assert "teacher" not in json.loads((folder / "manifest.json").read_text())
+    tags = {tag for line in (folder / "metrics.jsonl").read_text().splitlines() for tag in json.loads(line)}
+    assert "train/loss" in tags and not {t for t in tags if "graph" in t or "node" in t or "ratio" in t}
+
+
+def test_the_teacher_stays_what_it_is(tmp_path):
+    task = distill_task(tmp_path, "--K", "5")
+    assert task.teacher is not None
+    before, student = copied(task.teacher), copied(task.module)
+    train(task, 3)
+    task.evaluate()
+    assert differing(task.teacher.state_dict(), before) == []
+    changed = differing(task.module.state_dict(), student)
+    assert len(changed) == len(student), "the student did not move"
+    assert not any(module.training for module in task.teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in task.teacher.parameters())
+    own = {id(p) for p in task.module.parameters()}
+    assert not own & {id(p) for p in task.teacher.parameters()}, "the optimizer would train the teacher"
+
+
+def test_the_student_may_start_as_the_teacher(tmp_path):
+    folder = encoder_in(tmp_path / "encoder")
+    task = distill_task(tmp_path, "--student-init", "teacher", teacher=folder)
+    assert task.teacher is not None
+    student = task.student.state_dict()
+    fresh = {name: student.pop(name) for name in ("fc.weight", "fc.bias")}
+    assert differing(student, task.teacher.state_dict()) == [] and fresh["fc.weight"].std() > 0
+    train(task, 1)
+    assert differing(student, task.teacher.state_dict()) != []
+    apart = distill_task(tmp_path, teacher=folder)
+    assert differing({k: apart.student.state_dict()[k] for k in student}, apart.teacher.state_dict()) != []
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
+    wide = encoder_in(tmp_path / "wide", "resnet18_cifar")
+    with pytest.raises(ConfigError, match=r"has 512 features, the student 128: .*--graph\.node_weight 0"):
+        distill_task(tmp_path, teacher=wide)
+    other = encoder_in(tmp_path / "other", dataset="cifar10")
+    with pytest.raises(ConfigError, match="was trained on cifar10, this run uses digits"):
+        distill_task(tmp_path, teacher=other)
+    with pytest.raises(ConfigError, match="nowhere"):
+        distill_task(tmp_path, teacher=tmp_path / "nowhere")
+    student = encoder_in(tmp_path / "student", stage="distill")
+    with pytest.raises(ConfigError, match="is a student, trained on labels"):
+        distill_task(tmp_path, teacher=student)
+    # Edges alone do not need equal widths.
+    task = distill_task(tmp_path, "--graph.node_weight", "0", teacher=wide)
+    train(task, 1)
+    assert task.evaluate().matrices == {}
+
+
+def test_a_student_cannot_start_as_a_teacher_of_another_width(tmp_path):
+    wide = encoder_in(tmp_path / "wide", "resnet18_cifar")
+    with pytest.raises(ConfigError, match="student_init = teacher needs"):
+        distill_task(tmp_path, "--graph.node_weight", "0", "--student-init", "teacher", teacher=wide)
+
+
+def test_held_out_samples_are_never_trained_on(tmp_path):
+    task = distill_task(tmp_path, "--validation", "0.25")
+    assert (len(task.indices), len(task.validation_indices)) == (360, 120)
+    for epoch in (0, 1):
+        seen = torch.cat([batch.index for batch in batches(task, 7, epoch)]).tolist()
+        assert len(set(seen)) == 7 * 48
+        assert set(seen) <= set(task.indices.tolist()) and not set(seen) & set(task.validation_indices)
+    assert not set(task.probe_indices) & set(task.validation_indices)
+
+
+def fit_to_clean_labels(task: DistillTask) -> None:
+    """A classifier on the untrained encoder's features that knows clean labels better than noisy ones."""
+    used = np.sort(np.concatenate([task.indices, task.validation_indices]))
+    x = task.normalize(torch.from_numpy(task.train_set.images[used]))
+    with torch.no_grad():
+        features = distill.Encoder(task.student.eval())(x)
+        targets = torch.eye(10)[torch.from_numpy(task.train_set.labels[used])]
+        task.student.fc.bias.zero_()
+        task.student.fc.weight.copy_(torch.linalg.lstsq(features, targets, driver="gelsd").solution.T)
+    task.student.train()
+
+
+def test_the_measures_are_of_the_samples_and_labels_they_name(tmp_path):
+    task = distill_task(tmp_path, "--validation", "0.25", teacher=None)
+    fit_to_clean_labels(task)
+    evaluation = task.evaluate()
+
+    def predictions(data: Dataset, indices: np.ndarray) -> np.ndarray:
+        x = task.normalize(torch.from_numpy(data.images[indices]))
+        with torch.no_grad():
+            return task.student.eval()(x).argmax(1).numpy()
+
+    test = predictions(task.test_set, np.arange(96)) == task.test_set.labels[:96]
+    assert evaluation.scalars["test/accuracy"] == pytest.approx(test.mean())
+    held = task.validation_indices
+    predicted = predictions(task.train_set, held)
+    noisy, clean = task.noisy.labels[held], task.train_set.labels[held]
+    assert evaluation.scalars["validation/accuracy_noisy"] == pytest.approx((predicted == noisy).mean())
+    assert (predicted == noisy).mean() + 0.05 < (predicted == clean).mean(), "the case proves nothing"
+    probed = task.probe_indices
+    predicted, wrong = predictions(task.train_set, probed), task.noisy.flipped[probed]
+    memorised = (predicted == task.noisy.labels[probed])[wrong].mean()
+    assert evaluation.scalars["memorisation/wrong_memorised"] == pytest.approx(memorised)
+
+
+def test_a_collapse_is_warned_of(tmp_path):
+    task = pretrain_task(tmp_path)
+    warning = task.warning({"train/feature_spread": 0.003})
+    assert warning is not None and "collapse" in warning and "0.003" in warning and "--lr" in warning
+    for spread in (0.5, 1.0):
+        assert task.warning({"train/feature_spread": spread}) is None
+    assert task.warning({"train/loss": 0.0}) is None, "steps that are not logged have no spread"
+    (batch,) = batches(task, 1)
+    healthy = task.step(task.module, batch, logging=True).values["feature_spread"]
+    one = Batch(tuple(view[:1].expand_as(view) for view in batch.views), batch.index)
+    collapsed = task.step(task.module.eval(), one, logging=True).values["feature_spread"]
+    assert task.warning({"train/feature_spread": float(healthy)}) is None
+    assert task.warning({"train/feature_spread": float(collapsed)}) is not None
+
+
+def other_labels(labels: np.ndarray) -> np.ndarray:
+    """Every label another one, and not by a constant shift."""
+    return (labels + 1 + np.arange(len(labels)) % 9) % 10
+
+
+def with_labels(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Make the data set's own labels `change(labels)`, in training and test split alike."""
+    honest = base.open_dataset
+
+    def opened(*args: object, **options: object) -> Dataset:
+        data = honest(*args, **options)
+        return replace(data, labels=change(data.labels))
+
+    monkeypatch.setattr(base, "open_dataset", opened)
+
+
+def test_no_label_reaches_pretraining(tmp_path, monkeypatch):
+    argv = ("--max-steps", "4")
+    train_tiny("pretrain", words("pretrain", tmp_path / "honest", *argv))
+    with_labels(monkeypatch, other_labels)
+    train_tiny("pretrain", words("pretrain", tmp_path / "garbage", *argv))
+    tensors = [final_tensors("pretrain", tmp_path / name) for name in ("honest", "garbage")]
+    assert differing(*tensors) == []
+    results = [
+        json.loads((tmp_path / n / "pretrain/tiny/manifest.json").read_text()) for n in ("honest", "garbage")
+    ]
+    assert results[0]["results"] != results[1]["results"], "the labels were not replaced"
+
+
+def test_clean_labels_are_for_reporting_only(tmp_path, monkeypatch):
+    """Other clean labels under the same noisy ones: the same weights, last and selected."""
+    argv = ("--max-steps", "12", "--validation", "0.4", "--eval.every_epochs", "1")
+    train_tiny("distill", words("distill", tmp_path / "honest", *argv))
+    noisy = distill_task(tmp_path).noisy
+    with_labels(monkeypatch, other_labels)
+    monkeypatch.setattr(distill, "make_noise", lambda *_args, **_options: noisy)
+    train_tiny("distill", words("distill", tmp_path / "garbage", *argv))
+    tensors = [final_tensors("distill", tmp_path / name) for name in ("honest", "garbage")]
+    assert differing(*tensors) == []
+    folders = [tmp_path / name / "distill" / "tiny" for name in ("honest", "garbage")]
+    selected = [(folder / "selected.safetensors").read_bytes() for folder in folders]
+    assert selected[0] == selected[1]
+    loaded = load(folders[0] / "selected.safetensors", "resnet18_cifar")
+    assert (loaded.architecture, loaded.num_classes, loaded.dataset) == (NAME, 10, "digits")
+    results = [json.loads((folder / "manifest.json").read_text())["results"] for folder in folders]
+    assert results[0]["selected"]["step"] == results[1]["selected"]["step"]
+    assert results[0]["last"]["value"] != results[1]["last"]["value"], "the labels were not replaced"
