@@ -47,7 +47,7 @@ def test_failures_are_reported_and_survived(ranks):
     with pytest.raises(RankError, match=r"(?s)rank 1 of 2.*LookupError: broken on purpose"):
         ranks(2).run(_raise_on, 1)
     with pytest.raises(RankError, match=r"no answer from ranks \[0, 1\]"):  # 1 waits for 0 to leave
-        ranks(2, timeout=8).run(_hang_on, 0)
+        ranks(2, timeout=3).run(_hang_on, 0)
     with pytest.raises(RankError, match=r"rank 1 of 2:\nthe process died, exit code 7"):
         ranks(2).run(_die_on, 1)
     assert [r[1] for r in ranks(2).run(_who, 0)] == [0, 1]
