@@ -243,6 +243,9 @@ class RunConfig:
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
 
+    threads: int = 0
+    """torch's threads of each rank on a CPU; 0: its share of the cores (under accelerate launch)."""
+
     log_every: int = 10
     """Optimizer steps between logged scalars; the first five steps are always logged."""
 

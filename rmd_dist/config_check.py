@@ -53,6 +53,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**32 - 1),
     "run.max_steps": (1, _INF),
     "run.log_every": (1, _INF),
+    "run.threads": (0, 1024),
     # launch/evaluate.py
     "batch_size": (1, _INF),
     "workers": (0, 1024),

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
 
@@ -16,14 +18,26 @@ def workers_per_rank(asked: int) -> int:
     return asked or max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
 
+def set_torch_threads(asked: int) -> None:
+    """Give torch `asked` CPU threads; with 0 this rank's share of the cores, if accelerate started it.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1, which halves the speed of a lone process on two cores.
+    """
+    if asked or _launched_by_accelerate():
+        torch.set_num_threads(workers_per_rank(asked))
+
+
+def _launched_by_accelerate() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def refuse_separate_runs(group: int) -> None:
     """ConfigError if more processes were asked for than form this one's `group`: they would be separate runs.
 
     `accelerate launch --cpu --num_processes 2`, and a MULTI_CPU config file, start ONE process. All that
     tells it so is MASTER_ADDR, which that launcher sets for several processes alone, without WORLD_SIZE.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    alone = launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    alone = _launched_by_accelerate() and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if alone or asked != group:
         raise ConfigError(

@@ -18,7 +18,7 @@ from rmd_dist.files import write_json
 # Keys that change where, how fast or how often, never what is computed: a run may continue with other values.
 FREE_KEYS = (
     *("data.root", "data.source", "data.loader", "data.workers", "data.test_samples", "model.compile"),
-    *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.log_every"),
+    *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.threads", "run.log_every"),
     *("eval.", "checkpoint."),
 )
 

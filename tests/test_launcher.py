@@ -9,10 +9,11 @@ import sys
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
-from rmd_dist.launcher import from_main, refuse_separate_runs, workers_per_rank
+from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads, workers_per_rank
 
 ALONE = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -103,3 +104,23 @@ def test_the_first_rank_decides_for_all(ranks, world):
         answers = ranks(world).run(_decide, mistake)
         assert [outcome for outcome, _ in answers] == [expected] * world
         assert [ran for _, ran in answers] == [[0]] + [[]] * (world - 1)
+
+
+@pytest.mark.parametrize(
+    ("launched", "asked", "threads"), [(True, 0, 3), (True, 2, 2), (False, 0, 1), (False, 2, 2)]
+)
+def test_torch_gets_the_ranks_share_of_the_cores(launched, asked, threads, monkeypatch):
+    """accelerate launch sets one thread; without it, what the user or torch set stays."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        set_torch_threads(asked)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
