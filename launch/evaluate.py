@@ -16,14 +16,11 @@ def main() -> None:
     from rmd_dist import dist
     from rmd_dist.assess import assess, open_model
     from rmd_dist.files import write_json
-    from rmd_dist.launcher import set_torch_threads
     from rmd_dist.printing import print_assessment
     from rmd_dist.start import prepare_data
     from rmd_dist.trainer import make_accelerator
 
     accelerator = make_accelerator("no", config.cpu)
-    if accelerator.device.type == "cpu":
-        set_torch_threads(0)
     model = open_model(config)
     prepare_data(config.dataset or model.dataset, config.data_root, config.source, config.loader)
     assessment = assess(config, model, accelerator.device)

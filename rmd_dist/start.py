@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from rmd_dist import dist
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
 from rmd_dist.data.prepare import prepare
-from rmd_dist.launcher import from_main, set_torch_threads, workers_per_rank
+from rmd_dist.launcher import from_main, workers_per_rank
 from rmd_dist.printing import preparation_progress
 from rmd_dist.run import RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
@@ -23,10 +23,8 @@ def train(config: AnyConfig) -> dict[str, Any]:
 
     Raises ConfigError for everything that the user can mend. Collective.
     """
-    accelerator = make_accelerator(config.run.precision, config.run.cpu)
+    accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
     place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
-    if accelerator.device.type == "cpu":
-        set_torch_threads(config.run.threads)
     folder = RunFolder(config)
     from_main(folder.open)
     try:

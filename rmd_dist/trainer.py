@@ -26,7 +26,7 @@ from rmd_dist.config import AnyConfig, ConfigError
 from rmd_dist.data.loader import Batch
 from rmd_dist.files import save_tensors
 from rmd_dist.history import History
-from rmd_dist.launcher import from_main, refuse_separate_runs
+from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads
 from rmd_dist.monitor import Monitor
 from rmd_dist.run import RunFolder
 from rmd_dist.schedule import learning_rate
@@ -35,10 +35,11 @@ from rmd_dist.tasks import Evaluation, StepOutput, Task
 ALWAYS_LOGGED_STEPS = 5  # K is chosen by the first gradient ratios
 
 
-def make_accelerator(precision: str = "launch", cpu: bool = False) -> Accelerator:
-    """The one Accelerator of a process. Raises ConfigError where ranks would not form one group.
+def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int = 0) -> Accelerator:
+    """The one Accelerator of a process, and on a CPU the number of torch's threads.
 
-    Without a GPU the ranks of `accelerate launch` join one gloo group only if the script asks for it.
+    Raises ConfigError where ranks would not form one group. Without a GPU the ranks of `accelerate
+    launch` join one gloo group only if the script asks for it.
     """
     on_cpu = cpu or not torch.cuda.is_available()
     mixed = None if precision == "launch" else precision
@@ -50,6 +51,8 @@ def make_accelerator(precision: str = "launch", cpu: bool = False) -> Accelerato
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
     refuse_separate_runs(accelerator.num_processes)
+    if accelerator.device.type == "cpu":
+        set_torch_threads(threads)
     return accelerator
 
 
