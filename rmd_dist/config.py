@@ -237,8 +237,8 @@ class RunConfig:
     resume: str = "auto"
     """auto: continue from the newest checkpoint; never: refuse to touch an existing run; or a PATH."""
 
-    precision: Literal["launch", "no", "bf16", "fp16"] = "launch"
-    """Mixed precision; `launch`: what accelerate launch was told."""
+    precision: Literal["launch", "no", "bf16", "fp16", "fp64"] = "launch"
+    """Mixed precision; `launch`: what accelerate launch was told; fp64: all of it in double, for checks."""
 
     cpu: bool = False
     """Use the CPU even where there is a GPU."""

@@ -42,7 +42,7 @@ def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int 
     launch` join one gloo group only if the script asks for it.
     """
     on_cpu = cpu or not torch.cuda.is_available()
-    mixed = None if precision == "launch" else precision
+    mixed = {"launch": None, "fp64": "no"}.get(precision, precision)
     if on_cpu and (mixed or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise ConfigError(
             "fp16 runs on GPUs only (on a CPU it would silently be fp32); use --precision bf16 or no"
@@ -61,7 +61,8 @@ class Trainer:
 
     def __init__(self, config: AnyConfig, accelerator: Accelerator, folder: RunFolder, task: Task) -> None:
         self.config, self.accelerator, self.folder, self.task = config, accelerator, folder, task
-        self.raw = dist.convert_batch_norm(task.module, accelerator.device).to(accelerator.device)
+        self.raw = dist.convert_batch_norm(task.module, accelerator.device)
+        self.raw.to(accelerator.device, task.dtype)
         if config.model.channels_last:
             self.raw.to(memory_format=torch.channels_last)
         optim = config.optim
@@ -241,7 +242,8 @@ class Trainer:
         return results
 
     def _announce(self) -> None:
-        world, precision = dist.world_size(), self.accelerator.mixed_precision
+        double = self.task.dtype == torch.float64
+        world, precision = dist.world_size(), "fp64" if double else self.accelerator.mixed_precision
         if dist.is_main():
             about = {"step": self.step, "world_size": world, "precision": precision} | self.task.about()
             self.folder.update(status="running", **about)
