@@ -35,10 +35,12 @@ ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 rendezvous=(--rdzv_backend c10d --main_process_ip "${hosts%%$'\n'*}"
     --main_process_port $((10000 + SLURM_JOB_ID % 20000))) # so that jobs that share a node do not meet
-[ "$SLURM_NNODES" -gt 1 ] || rendezvous=(--main_process_port 0)
+if [ "$SLURM_NNODES" -eq 1 ]; then
+    rendezvous=()
+    export PET_STANDALONE=1 # a rendezvous of its own, at any free port
+fi
 
-# A restart counts on one node alone; ranks that meet in the launchers' own store would look for each other under
-# different counts, and wait.
+# In the launchers' own store restarted ranks would find the addresses of those that died (docs/nodes.md).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # shellcheck disable=SC2016  # SLURM_NODEID is that of each task
