@@ -1,14 +1,16 @@
 """Cost and exactness of the relation graph's forms, beside whole matrices and autograd.
 
     python benchmarks/graph.py [--worlds 1 2] [--batches 64 256 ...] [--width 512] [--out FILE.json]
+    python benchmarks/graph.py --cost [--worlds 8 64 1024] [--batches ...]      # the cost model alone
 
 `naive` is what is usually written: gather the features of all ranks with their gradient, standardise, make
 the B x B matrices on every rank, let autograd do the rest. `rows` and `gram` are RelationLoss's forms;
 a star marks the one that `auto` takes. All compute the paper's loss (raw norms) of B samples over all ranks
 and its gradient with respect to the student's features; the cores are shared among the ranks.
 
-time    median of forward + backward, the forms taking turns in the same processes
-memory  peak resident memory above what stood before, inputs included in the latter; greatest of the ranks
+seconds median of forward + backward, the forms taking turns in the same processes
+MiB     peak resident memory above what stood before, inputs included in the latter; greatest of the ranks
+MB sent what a rank sends in a ring: (W - 1) / W of what a gather makes, twice that of what a reduction sums
 errors  relative to float64, of the value and of the gradient (of its norm), for features of nothing in
         common (apart), of a network's kind (related), and for a student that is its teacher + 1e-4 (near)
 """
@@ -16,13 +18,15 @@ errors  relative to float64, of the value and of the gradient (of its norm), for
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +136,41 @@ def reference(batch: int, width: int, kind: str) -> tuple[float, Tensor]:
     return run(lambda s, t: whole(s, t, [batch]).loss, student.double(), teacher.double())
 
 
+def cost(form: str, batch: int, width: int, world: int) -> tuple[float, float]:
+    """(operations of the matrix products, bytes sent) of one rank in one step: what docs/scaling.md says."""
+    ring = (world - 1) / world
+    if (
+        form == "naive"
+    ):  # 3 products forward, 3 backward, on every rank; the student's gradients go home again
+        return 12 * batch**2 * width, 4 * 3 * batch * width * ring
+    if form == "rows":  # on one rank the edges' two products are one
+        products = 5 if world > 1 else 4
+        return 2 * products * batch**2 * width / world, 4 * 2 * batch * width * ring
+    return 10 * batch * width**2 / world, 2 * 4 * 3 * width**2 * ring
+
+
+@contextlib.contextmanager
+def counted_bytes() -> Iterator[dict[str, float]]:
+    """Bytes that this rank sends by a ring, under "sent", of all collectives inside."""
+    counts = {"sent": 0.0}
+    ring = (dist.world_size() - 1) / dist.world_size()
+    c10d = dist.c10d
+    originals = {name: getattr(c10d, name) for name in ("all_gather", "all_reduce", "all_to_all_single")}
+
+    def count(name: str, *args: Any, **options: Any) -> Any:
+        whole = sum(x.nbytes for x in args[0]) if isinstance(args[0], list) else args[0].nbytes
+        counts["sent"] += whole * ring * (2 if name == "all_reduce" else 1)
+        return originals[name](*args, **options)
+
+    for name in originals:
+        setattr(c10d, name, partial(count, name))
+    try:
+        yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(c10d, name, original)
+
+
 def resident(key: str) -> float:
     """MiB of this process: VmRSS now, VmHWM at its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -166,6 +205,10 @@ def measure(batch: int, width: int, seconds: float) -> dict[str, dict[str, float
     for name, loss in forms.items():
         dist.barrier()
         found[name]["memory_mib"] = greatest(peak_memory(partial(run, loss, student, teacher)))
+        with counted_bytes() as count:
+            run(loss, student, teacher)
+        if name != "naive":  # its backward pass sends from inside of torch
+            found[name]["bytes"] = count["sent"]
     times: dict[str, list[float]] = {name: [] for name in forms}
     deadline, rounds = time.perf_counter() + seconds, 0
     while rounds < 3 or dist.broadcast_object(time.perf_counter() < deadline):
@@ -206,6 +249,7 @@ def errors(batch: int, width: int, kind: str, expected: tuple[float, Tensor] | N
 
 def rank_main(rank: int, world: int, store: str, batch: int, args: argparse.Namespace, out: str) -> None:
     """All figures of one batch size and world; rank 0 writes them to `out`."""
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated", category=FutureWarning)
     torch.set_num_threads(max(1, args.threads // world))
     if world > 1:
         dist.c10d.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -222,7 +266,7 @@ def rank_main(rank: int, world: int, store: str, batch: int, args: argparse.Name
 
 def table(results: list[dict[str, Any]], width: int) -> str:
     """Rows of figures, for people."""
-    header = f"{'W':>2} {'B':>6} {'form':6}{'seconds':>10}{'x naive':>9}{'MiB':>8}"
+    header = f"{'W':>2} {'B':>6} {'form':6}{'seconds':>10}{'x naive':>9}{'MiB':>8}{'MB sent':>9}"
     header += "".join(f"{f'{what} {kind}':>18}" for kind in KINDS for what in ("value", "gradient"))
     lines = [header]
     for row in results:
@@ -231,10 +275,26 @@ def table(results: list[dict[str, Any]], width: int) -> str:
             speed = f"{f['speedup']:9.2f}" if "speedup" in f else f"{'-':>9}"
             line = f"{row['world']:2} {row['batch']:6} {form + star:6}{f['seconds']:10.5f}{speed}"
             line += f"{f['memory_mib']:8.1f}"
+            line += f"{f['bytes'] / 1e6:9.3f}" if "bytes" in f else f"{'-':>9}"
             line += "".join(
                 f"{f[f'{what}_{kind}']:18.1e}" for kind in KINDS for what in ("value", "gradient")
             )
             lines.append(line)
+    return "\n".join(lines)
+
+
+def cost_table(worlds: list[int], batches: list[int], width: int) -> str:
+    """The cost model, and what one of the matrices would take."""
+    lines = [f"{'W':>5} {'B':>8}{'B x B, MiB':>12}" + "".join(
+        f"{f'{form} {unit}':>14}" for form in ("naive", "rows", "gram") for unit in ("MFLOP", "MB sent"))
+        + f"{'auto':>7}"]  # fmt: skip
+    for world in worlds:
+        for batch in batches:
+            line = f"{world:5} {batch:8}{batch**2 / 2**18:12.1f}"
+            for form in ("naive", "rows", "gram"):
+                flop, sent = cost(form, batch, width, world)
+                line += f"{flop / 1e6:14.0f}{sent / 1e6:14.1f}"
+            lines.append(line + f"{cheaper(batch, width, world):>7}")
     return "\n".join(lines)
 
 
@@ -246,7 +306,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all ranks")
     parser.add_argument("--seconds", type=float, default=4.0, help="time to spend on each batch size")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file too")
+    parser.add_argument("--cost", action="store_true", help="print the cost model, run nothing")
     args = parser.parse_args()
+    if args.cost:
+        print(cost_table(args.worlds, args.batches, args.width))
+        return
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for world in args.worlds:
