@@ -22,7 +22,7 @@ from rmd_dist.reading import read_json, regular_size
 
 FORMAT = 1
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
-_MANIFEST_TYPES = {"step": int, "scalars": dict, "size": int, "sha256": str}
+_MANIFEST_TYPES = {"format": int, "step": int, "scalars": dict, "size": int, "sha256": str}
 
 
 @dataclass(frozen=True)
