@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 from rmd_dist import __version__
 from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
@@ -66,6 +66,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
             raise ConfigError(
                 f"{key} = {getattr(namespace, key)!r} must be a group of keys, such as {key}: {{...}}"
             )
+        if getattr(namespace, key) is None and get_origin(kind) is dict:  # jsonargparse lets it pass
+            raise ConfigError(f"{key} = null must be a group of names and numbers, such as {key}: {{q: 0.5}}")
     config: Config = parser.instantiate(namespace)  # type: ignore[no-untyped-call, unused-ignore]
     return validate(cls(**{f.name: getattr(config, f.name) for f in fields(cls)}))
 

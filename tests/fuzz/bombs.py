@@ -554,6 +554,7 @@ YAMLS: dict[str, str | bytes] = {
     "itself as another file": "config: config.yaml\n",
     "a device as another file": "config: /dev/zero\n",
     "a device as a group": "data: /dev/zero\n",
+    "no loss options": "loss_options: null\n",
     "dates": "K: 2020-01-01\nrun: {name: 2020-01-01 10:00:00}\n",
     "a set": "K: !!set {a, b}\n",
     "binary": "K: !!binary aGVsbG8=\n",
