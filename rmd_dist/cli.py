@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from rmd_dist import __version__
 from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
@@ -66,10 +66,20 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
             raise ConfigError(
                 f"{key} = {getattr(namespace, key)!r} must be a group of keys, such as {key}: {{...}}"
             )
-        if getattr(namespace, key) is None and get_origin(kind) is dict:  # jsonargparse lets it pass
-            raise ConfigError(f"{key} = null must be a group of names and numbers, such as {key}: {{q: 0.5}}")
+    _refuse_null(namespace, cls)
     config: Config = parser.instantiate(namespace)  # type: ignore[no-untyped-call, unused-ignore]
     return validate(cls(**{f.name: getattr(config, f.name) for f in fields(cls)}))
+
+
+def _refuse_null(values: Any, cls: type, prefix: str = "") -> None:
+    """ConfigError for a null where none is meant: jsonargparse lets it pass."""
+    for key, kind in get_type_hints(cls).items():
+        value = getattr(values, key)
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            _refuse_null(value, kind, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(kind):
+            raise ConfigError(f"{prefix}{key} = null is not valid; allowed: {_wanted(cls, key)}")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ than it starts with and SECONDS of time; what it becomes is one of OUTCOMES.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -80,14 +81,11 @@ def _serve() -> None:
     out = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
-    import faulthandler
-
     from tests.fuzz.targets import TARGETS, make_yaml, open_yaml
 
     with tempfile.TemporaryDirectory() as folder:  # what is imported late, so that no child need do it
         make_yaml(Path(folder))
         open_yaml(Path(folder))
-    faulthandler.disable()
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -138,6 +136,7 @@ def _resident() -> int:
 
 def _child(work, folder: Path, as_nobody: bool, writing: int) -> None:  # type: ignore[no-untyped-def]
     """Never returns."""
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     outcome, detail = "accepted", ""
     try:
