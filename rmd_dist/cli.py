@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -48,7 +48,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
         words = _with_flag(words, positional)
     files = [following for word, following in pairwise(words) if word == "--config"]
     try:
-        _check_sizes(files)
+        _check_files(files)
         namespace = parser.parse_args(_expand(words, cls))
     except ArgumentError as error:
         problem = _one_line(str(error), cls)
@@ -94,14 +94,20 @@ def _guard_yaml() -> None:
     set_loader("yaml", load, (yaml.YAMLError,))
 
 
-def _check_sizes(files: Sequence[str]) -> None:
-    """ConfigError for a configuration file that no memory need hold; one that is missing is named later."""
-    for name in files:
-        size = 0
-        with contextlib.suppress(OSError, ValueError):
-            size = Path(name).stat().st_size
-        if size > MAX_CHARACTERS:
-            raise ConfigError(f"{name} has {size} bytes, a configuration at most {MAX_CHARACTERS}")
+def _check_files(names: Sequence[str]) -> None:
+    """ConfigError for a configuration file that is too large or no file; a missing one is named later.
+
+    Below /dev/fd are the pipes of a shell's `<(...)`, which end; an ordinary FIFO may never.
+    """
+    for name in names:
+        try:
+            status = Path(name).stat()
+        except (OSError, ValueError):
+            continue
+        if not stat.S_ISREG(status.st_mode) and not name.startswith("/dev/fd/"):
+            raise ConfigError(f"{name} is not a regular file; give a YAML file to --config")
+        if status.st_size > MAX_CHARACTERS:
+            raise ConfigError(f"{name} has {status.st_size} bytes, a configuration at most {MAX_CHARACTERS}")
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -566,6 +566,12 @@ for _name, _text in YAMLS.items():
     BOMBS["YAML config", _name] = _yaml(_text)
 
 
+@bomb("YAML config", name="a FIFO")
+def _(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+    os.mkfifo(folder / "config.yaml")
+
+
 @bomb("YAML config", name="a FIFO as a group")
 def _(folder: Path) -> None:
     os.mkfifo(folder / "fifo")
