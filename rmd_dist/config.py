@@ -17,8 +17,17 @@ DATASETS = ("cifar10", "cifar100", "digits")
 class ConfigError(ValueError):
     """A value or a combination that cannot work; the message names it, what is allowed and the remedy.
 
-    Raised by every module for a mistake of the user's; launch scripts print it without a traceback.
+    Raised by every module for a mistake of the user's; launch scripts print it without a traceback. Always
+    one plain line: control characters, which may come from a file's content, are written as escapes, and
+    of a very long message the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        if len(message) > 2000:
+            message = f"{message[:1400]} ... {message[-400:]}"
+        super().__init__(message)
 
 
 @dataclass
