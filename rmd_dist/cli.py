@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import faulthandler
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
@@ -15,6 +17,9 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from rmd_dist import __version__
 from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.config_check import validate
+from rmd_dist.faults import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_STOPPED, Fault, Stopped
+
+_FIRST_SECONDS = 2.0  # that a machine's first rank has to say what another one would say too
 
 Config = TypeVar("Config", PretrainConfig, DistillConfig, EvaluateConfig)
 
@@ -59,24 +64,45 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a launch script's `main`; a ConfigError becomes one line on stderr, exit code 2."""
-    # The first of each machine: an error may be that of one machine alone.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (faults.py)."""
+    if sys.__stderr__:
+        faulthandler.enable(sys.__stderr__)  # what ends a process by SIGSEGV or SIGBUS says where it was
     try:
         code = main() or 0
     except ConfigError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 2
+        code = _tell(f"error: {error}", EXIT_MISTAKE)
+    except Fault as error:
+        code = _tell(f"error: {error}", EXIT_FAULT)
+    except Stopped as stop:
+        code = _tell(f"stopped: {stop}", EXIT_STOPPED)
     except KeyboardInterrupt:
-        if first:
-            print("interrupted: the same command continues from the newest checkpoint", file=sys.stderr)
-        code = 130
+        code = _tell("interrupted: the same command continues from the newest checkpoint", EXIT_INTERRUPTED)
+    except Exception as error:
+        traceback.print_exc()
+        code = _tell(f"error: {type(error).__name__} (a bug, see the traceback): {error}", EXIT_FAULT)
     sys.stdout.flush()
     sys.stderr.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # an orderly exit would wait for ranks that may not come, or abort in gloo's threads
     sys.exit(code)
+
+
+def _tell(line: str, code: int) -> int:
+    """Print `line` once a machine: its first rank does, another one if the first has nothing to say."""
+    local_rank, first = int(os.environ.get("LOCAL_RANK", "0")), True
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "rmd_dist.dist" in sys.modules:
+        from rmd_dist import dist
+
+        dist.tell_failure(line)
+        first = local_rank == 0 or (
+            dist.world_size() > 1 and not dist.told_failure(dist.rank() - local_rank, _FIRST_SECONDS)
+        )
+        line = line if local_rank == 0 else f"{line} (rank {dist.rank()})"
+    elif local_rank:
+        first = False
+    if first:
+        print(line, file=sys.stderr, flush=True)
+    return code
 
 
 def full_keys(cls: type) -> list[str]:

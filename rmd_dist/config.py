@@ -217,6 +217,12 @@ class CheckpointConfig:
     keep: int = 3
     """Checkpoints kept; older ones are deleted."""
 
+    every_minutes: float = 0.0
+    """Save after every so many minutes; 0: not by time."""
+
+    asynchronous: bool = True
+    """Write while training goes on; false: training waits until the file is on the disk."""
+
 
 @dataclass
 class RunConfig:
@@ -245,6 +251,9 @@ class RunConfig:
 
     threads: int = 0
     """torch's threads of each rank on a CPU; 0: its share of the cores (under accelerate launch)."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is nan or infinite: stop, or leave the step out (and wait for a GPU)."""
 
     log_every: int = 10
     """Optimizer steps between logged scalars; the first five steps are always logged."""

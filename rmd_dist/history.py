@@ -28,6 +28,10 @@ class History:
                     numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
                     self.records.append((int(record["step"]), numbers))
 
+    def has(self, step: int) -> bool:
+        """Whether an evaluation of `step` is recorded."""
+        return any(recorded == step for recorded, _ in self.records)
+
     def add(self, step: int, scalars: dict[str, float]) -> bool:
         """Record an evaluation; True if it is the best so far by noisy validation accuracy."""
         earlier = [values[SELECTION] for _, values in self.records if SELECTION in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -13,14 +14,18 @@ from typing import IO, Any
 from rmd_dist import __version__
 from rmd_dist.cli import flatten, save_yaml
 from rmd_dist.config import AnyConfig, ConfigError, PretrainConfig
-from rmd_dist.files import write_json
+from rmd_dist.faults import writing
+from rmd_dist.files import atomic_path, remove_debris, write_json
 
 # Keys that change where, how fast or how often, never what is computed: a run may continue with other values.
 FREE_KEYS = (
     *("data.root", "data.source", "data.loader", "data.workers", "data.test_samples", "model.compile"),
     *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.threads", "run.log_every"),
+    "run.on_nonfinite",
     *("eval.", "checkpoint."),
 )
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system without flock
 
 
 def stage_of(config: AnyConfig) -> str:
@@ -72,9 +77,18 @@ class RunFolder:
                 f"{self.path} is in use by another job; wait for it or give another --name"
             ) from None
         except OSError as error:
+            what = "lock" if error.errno in _NO_LOCKS else "write to"
             raise ConfigError(
-                f"cannot write to {self.path} ({error.strerror}); give another --runs folder"
+                f"cannot {what} {self.path} ({error.strerror}); give another --runs folder"
             ) from None
+        remove_debris(self.path)
+        remove_debris(self.checkpoints)
+
+    def close(self) -> None:
+        """Let another job have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def discard_if_empty(self) -> None:
         """Remove a folder that `open` made for a run that never began (rank 0)."""
@@ -89,7 +103,7 @@ class RunFolder:
         return read_manifest(self.path)
 
     def update(self, **values: Any) -> None:
-        """Merge `values` into the manifest (rank 0)."""
+        """Merge `values` into the manifest (rank 0). Raises Fault if it cannot be written."""
         start = self.manifest() or {
             "format": 1,
             "stage": self.stage,
@@ -100,8 +114,10 @@ class RunFolder:
         }
         # Not where and how often: those may change from one start to the next.
         matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
-        save_yaml(self.config, self.path / "config.yaml")
-        write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+        with writing(self.path):
+            with atomic_path(self.path / "config.yaml") as temporary:
+                save_yaml(self.config, temporary)
+            write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
 
     def finish(self, **values: Any) -> None:
         """Mark the run as finished now, with its results (rank 0)."""
@@ -111,6 +127,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the manifest says so."""
         return self.manifest().get("status") == "finished"
+
+    @property
+    def begun(self) -> bool:
+        """Whether this job has the folder and the manifest is there."""
+        return self._lock is not None and (self.path / "manifest.json").exists()
 
     def refuse_other(self, **now: Any) -> None:
         """ConfigError if the run began with other values of `now` than these (those it has recorded)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from rmd_dist.data.datasets import Dataset
 from rmd_dist.data.loader import Batch, Loader, build_loader, normalize
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.splits import Indices
+from rmd_dist.evaluate import go_on
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ class Task(ABC):
         """One forward pass on this rank's share of a micro-batch. Collective."""
 
     @abstractmethod
-    def evaluate(self) -> Evaluation:
-        """Measure the model as it stands. Collective."""
+    def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
+        """Measure the model as it stands. Collective.
+
+        Every rank calls `between`, a collective, after every batch; what it raises ends the evaluation.
+        """
 
     @abstractmethod
     def export(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rmd_dist.data.datasets import Dataset
 from rmd_dist.data.loader import Batch, Loader
 from rmd_dist.data.noise import make_noise
 from rmd_dist.data.splits import Indices, hold_out, probe, subset
-from rmd_dist.evaluate import classification, extract_features, memorisation, predict_labels
+from rmd_dist.evaluate import classification, extract_features, go_on, memorisation, predict_labels
 from rmd_dist.losses import RelationLoss, build_loss
 from rmd_dist.losses.relation import relation_matrices
 from rmd_dist.models.export import create, export, load
@@ -151,22 +152,26 @@ class DistillTask(Task):
         ratio: Tensor = self.config.K * (graph_square / task_square.clamp_min(1e-30)).sqrt()
         return ratio
 
-    def evaluate(self) -> Evaluation:
-        test = self._predict(self.test_set, self.test_indices)
+    def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
+        test = self._predict(self.test_set, self.test_indices, between)
         report = classification(test, self.test_set.labels[self.test_indices], len(self.classes))
         scalars = report.to_scalars("test")
-        train = self._predict(self.train_set, self.probe_indices)
+        train = self._predict(self.train_set, self.probe_indices, between)
         given, clean = self.noisy.labels[self.probe_indices], self.train_set.labels[self.probe_indices]
         scalars |= memorisation(train, given, clean).to_scalars()
         if len(self.validation_indices):
-            predicted = self._predict(self.train_set, self.validation_indices)
+            predicted = self._predict(self.train_set, self.validation_indices, between)
             hits = predicted == self.noisy.labels[self.validation_indices]
             scalars["validation/accuracy_noisy"] = float(hits.mean())
         return Evaluation(scalars, report.confusion, self._relation_matrices())
 
-    def _predict(self, dataset: Dataset, indices: Indices) -> npt.NDArray[np.int64]:
+    def _predict(
+        self, dataset: Dataset, indices: Indices, between: Callable[[], None]
+    ) -> npt.NDArray[np.int64]:
         with self._in_order(dataset, indices) as loader:
-            _, classes = predict_labels(self.student, loader, self.normalize, self.place.device, indices)
+            _, classes = predict_labels(
+                self.student, loader, self.normalize, self.place.device, indices, between
+            )
         return classes.numpy()
 
     def _relation_matrices(self) -> dict[str, npt.NDArray[np.float32]]:
