@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import faulthandler
+import json
 import os
 import re
 import sys
@@ -48,7 +49,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     if positional:
         words = _with_flag(words, positional)
     try:
-        namespace = parser.parse_args(_expand(words, cls))
+        namespace = parser.parse_args(_joined(_expand(words, cls), cls))
     except ArgumentError as error:
         problem = _one_line(str(error), cls)
         files = [following for word, following in pairwise(words) if word == "--config"]
@@ -160,6 +161,33 @@ def _expand(words: Sequence[str], cls: type) -> list[str]:
             word = f"--{key}{'=true' if switched_on else match[2] or ''}"
         expanded.append(word)
     return expanded
+
+
+def _joined(words: list[str], cls: type) -> list[str]:
+    """`--key a,b --key c` of a key that holds names as one `--key=["a", "b", "c"]`."""
+    rest: list[str] = []
+    names: dict[str, list[str]] = {}
+    waiting: str | None = None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if waiting is not None:
+            names[waiting] += word.split(",")
+            waiting = None
+        elif _is_names(cls, key.removeprefix("--")) and not value.startswith("["):
+            names.setdefault(key, [])
+            waiting = None if equals else key
+            names[key] += value.split(",") if equals else []
+        else:
+            rest.append(word)
+    return [*rest, *(f"{key}={json.dumps(given)}" for key, given in names.items() if given)]
+
+
+def _is_names(cls: Any, key: str) -> bool:
+    """Whether a dotted key is a tuple of strings."""
+    kind: Any = cls
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return bool(kind == tuple[str, ...])
 
 
 def _one_line(message: str, cls: type) -> str:

@@ -243,6 +243,9 @@ class RunConfig:
     resume: str = "auto"
     """auto: continue from the newest checkpoint; never: refuse to touch an existing run; or a PATH."""
 
+    resume_allow: tuple[str, ...] = ()
+    """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
+
     precision: Literal["launch", "no", "bf16", "fp16"] = "launch"
     """Mixed precision; `launch`: what accelerate launch was told."""
 

@@ -16,7 +16,7 @@ from rmd_dist.faults import Fault, Stopped
 from rmd_dist.launcher import as_fault, from_main, stop_with_launcher, workers_per_rank
 from rmd_dist.preemption import Preemption
 from rmd_dist.printing import preparation_progress
-from rmd_dist.run import RunFolder, newest_finished
+from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
 from rmd_dist.trainer import Trainer, make_accelerator
 
@@ -59,6 +59,9 @@ def _train(config: AnyConfig, folder: RunFolder, preemption: Preemption) -> dict
         trainer.close()
         dist.shutdown()  # all ranks are here
         raise
+    except ConfigError as error:  # no mistake of the user's: it was right when the run began
+        trainer.close()
+        raise Fault(str(error)) from error
     except BaseException:
         with contextlib.suppress(Fault):  # the first error is the one to tell
             trainer.close()
@@ -87,9 +90,9 @@ def _build_trainer(
     set_seed(config.run.seed)  # weights are drawn the same on every rank
     task = _build_task(config, folder, place)
     # What a run began with is part of it: the samples, their labels, the teacher, the precision.
-    recorded = ("data_sha256", "labels_sha256", "teacher_sha256")
-    now = {key: task.about()[key] for key in recorded if key in task.about()}
-    from_main(lambda: folder.refuse_other(precision=accelerator.mixed_precision, **now))
+    about = task.about() | {"precision": accelerator.mixed_precision}
+    now = {key: about[key] for key in RECORDED if key in about}
+    from_main(lambda: folder.refuse_other(**now))
     return Trainer(config, accelerator, folder, task, preemption)
 
 

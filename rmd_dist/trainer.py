@@ -322,8 +322,8 @@ class Trainer:
     def _announce(self) -> None:
         world, precision = dist.world_size(), self.accelerator.mixed_precision
         if dist.is_main():
-            about = {"step": self.step, "world_size": world, "precision": precision} | self.task.about()
-            self.folder.update(status="running", why=None, **about)
+            about = {"world_size": world, "precision": precision} | self.task.about()
+            self.folder.begin(self.step, **about)
         self.monitor.hparams(flatten(self.config), {})
         state = f"continuing at step {self.step}" if self.step else "starting"
         self.monitor.info(

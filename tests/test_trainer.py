@@ -96,7 +96,7 @@ def test_distillation_finds_the_finished_pretraining(tmp_path):
     assert manifest["teacher"] == str(tmp_path / "pretrain" / "tiny" / "model.safetensors")
     # The teacher is part of the run: another one under the same path is refused.
     train_tiny("pretrain", words("pretrain", tmp_path, "--max-steps", "3"))
-    with pytest.raises(ConfigError, match=r"teacher_sha256.*restore what has changed"):
+    with pytest.raises(ConfigError, match=r"teacher_sha256.*--resume-allow teacher_sha256"):
         train_tiny("distill", [*argv, "--max-steps", "3"])
 
 

@@ -21,6 +21,7 @@ import torch
 
 from rmd_dist.config import ConfigError
 from rmd_dist.data.augment import Augmenter
+from rmd_dist.data.beton import check_beton
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, StopReading, stop_thread
 from rmd_dist.faults import Fault
 
@@ -126,6 +127,9 @@ class FfcvSource:
     """Reads rows of a checked beton (fields image, label, index) in batches of `batch_size`."""
 
     def __init__(self, beton: Path, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
+        check_beton(
+            beton
+        )  # again: evaluations open it while the run goes on; quick as long as it is the same
         ffcv, self._augmenter = _ffcv(), augmenter
         spec = importlib.import_module("ffcv.pipeline").PipelineSpec
         compiler = importlib.import_module("ffcv.pipeline.compiler").Compiler
