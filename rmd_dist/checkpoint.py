@@ -34,19 +34,27 @@ class Checkpoint:
     scalars: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: dict[str, Any],
-    *,
-    keep: int,
-) -> Path:
-    """Save the whole training state after `step` optimizer steps; retain it and the `keep` - 1 before it."""
-    folder.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds."""
+
+    step: int
+    """Optimizer steps done."""
+
+    tensors: dict[str, Tensor]
+    """Weights, buffers and the optimizer's, by name."""
+
+    scalars: dict[str, Any]
+    """The rest, fit for JSON."""
+
+
+def collect(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, scalars: dict[str, Any]) -> State:
+    """The whole state of an unwrapped module and its optimizer; its tensors are theirs, not copies.
+
+    `scalars` are kept as they are; "scaler" must be one of them.
+    """
     tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
-    scalars: dict[str, Any] = {"scaler": scaler}
+    scalars = dict(scalars)
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             key = f"{_OPTIMIZER}{index}/{name}"
@@ -54,17 +62,37 @@ def save_checkpoint(
                 tensors[key] = value
             elif value is not None:
                 scalars[key] = value
-    path = folder / f"step-{step:09d}.safetensors"
-    save_tensors(path, tensors)
-    manifest = {"format": FORMAT, "step": step, "scalars": scalars}
-    write_json(path.with_suffix(".json"), manifest | {"size": path.stat().st_size, "sha256": sha256(path)})
-    # Later steps are a future that was rolled back, or damaged: what follows from here replaces them.
-    manifests = _manifests(folder)
-    own = manifests.index(path.with_suffix(".json"))
-    for old in [*manifests[:own], *manifests[own + keep :]]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return State(step, tensors, scalars)
+
+
+def write_checkpoint(folder: Path, state: State, *, keep: int, follows: int) -> Path:
+    """Write a state; when it is on the disk, retain it and the `keep` - 1 before it.
+
+    `follows`: step of the checkpoint that this state was trained from (0: none). Others after it are
+    damaged, or a future that was rolled back. Nothing is deleted before the new checkpoint is whole, and
+    a write that fails (OSError) leaves all that was there, and nothing else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{state.step:09d}.safetensors"
+    manifest = path.with_suffix(".json")
+    try:
+        size, digest = save_tensors(path, state.tensors)
+        about = {"format": FORMAT, "step": state.step, "scalars": state.scalars}
+        write_json(manifest, about | {"size": size, "sha256": digest})
+    except OSError:
+        if not manifest.exists():
+            path.unlink(missing_ok=True)  # room for others on a full disk
+        raise
+    _retire(folder, manifest, keep, follows)
     return path
+
+
+def _retire(folder: Path, own: Path, keep: int, follows: int) -> None:
+    before = folder / f"step-{follows:09d}.json"
+    line = [own, *(path for path in _manifests(folder) if path <= before and path < own)]
+    for path in {*_manifests(folder), *folder.glob("step-*.safetensors")}:
+        if path.with_suffix(".json") not in line[:keep]:
+            path.unlink()
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -103,8 +131,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, step, manifest["scalars"])
 
 
-def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into an unwrapped module and its optimizer; returns the scaler's state."""
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint into an unwrapped module and its optimizer."""
     tensors = read_tensors(checkpoint.path)
     model = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
     load_weights(module, model, checkpoint.path)
@@ -125,7 +153,6 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
                 # Strides like the parameter's, as they were before the save.
                 values[name] = torch.empty_like(parameters[number]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return dict(checkpoint.scalars["scaler"])
 
 
 def _fits(name: str, value: Any, parameter: Tensor) -> bool:

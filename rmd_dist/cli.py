@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import faulthandler
 import functools
+import json
 import os
 import re
 import stat
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
@@ -18,6 +21,9 @@ from rmd_dist import __version__
 from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.config_check import validate
 from rmd_dist.config_text import MAX_CHARACTERS, guarded
+from rmd_dist.faults import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_STOPPED, Fault, Stopped
+
+_FIRST_SECONDS = 2.0  # that a machine's first rank has to say what another one would say too
 
 Config = TypeVar("Config", PretrainConfig, DistillConfig, EvaluateConfig)
 
@@ -49,7 +55,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     files = [following for word, following in pairwise(words) if word == "--config"]
     try:
         _check_files(files)
-        namespace = parser.parse_args(_expand(words, cls))
+        namespace = parser.parse_args(_joined(_expand(words, cls), cls))
     except ArgumentError as error:
         problem = _one_line(str(error), cls)
         in_file = problem.startswith(("Problems parsing", "Unexpected config")) and files
@@ -111,24 +117,45 @@ def _check_files(names: Sequence[str]) -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a launch script's `main`; a ConfigError becomes one line on stderr, exit code 2."""
-    # The first of each machine: an error may be that of one machine alone.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (faults.py)."""
+    if sys.__stderr__:
+        faulthandler.enable(sys.__stderr__)  # what ends a process by SIGSEGV or SIGBUS says where it was
     try:
         code = main() or 0
     except ConfigError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 2
+        code = _tell(f"error: {error}", EXIT_MISTAKE)
+    except Fault as error:
+        code = _tell(f"error: {error}", EXIT_FAULT)
+    except Stopped as stop:
+        code = _tell(f"stopped: {stop}", EXIT_STOPPED)
     except KeyboardInterrupt:
-        if first:
-            print("interrupted: the same command continues from the newest checkpoint", file=sys.stderr)
-        code = 130
+        code = _tell("interrupted: the same command continues from the newest checkpoint", EXIT_INTERRUPTED)
+    except Exception as error:
+        traceback.print_exc()
+        code = _tell(f"error: {type(error).__name__} (a bug, see the traceback): {error}", EXIT_FAULT)
     sys.stdout.flush()
     sys.stderr.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # an orderly exit would wait for ranks that may not come, or abort in gloo's threads
     sys.exit(code)
+
+
+def _tell(line: str, code: int) -> int:
+    """Print `line` once a machine: its first rank does, another one if the first has nothing to say."""
+    local_rank, first = int(os.environ.get("LOCAL_RANK", "0")), True
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "rmd_dist.dist" in sys.modules:
+        from rmd_dist import dist
+
+        dist.tell_failure(line)
+        first = local_rank == 0 or (
+            dist.world_size() > 1 and not dist.told_failure(dist.rank() - local_rank, _FIRST_SECONDS)
+        )
+        line = line if local_rank == 0 else f"{line} (rank {dist.rank()})"
+    elif local_rank:
+        first = False
+    if first:
+        print(line, file=sys.stderr, flush=True)
+    return code
 
 
 def full_keys(cls: type) -> list[str]:
@@ -186,6 +213,33 @@ def _expand(words: Sequence[str], cls: type) -> list[str]:
             word = f"--{key}{'=true' if switched_on else match[2] or ''}"
         expanded.append(word)
     return expanded
+
+
+def _joined(words: list[str], cls: type) -> list[str]:
+    """`--key a,b --key c` of a key that holds names as one `--key=["a", "b", "c"]`."""
+    rest: list[str] = []
+    names: dict[str, list[str]] = {}
+    waiting: str | None = None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if waiting is not None:
+            names[waiting] += word.split(",")
+            waiting = None
+        elif _is_names(cls, key.removeprefix("--")) and not value.startswith("["):
+            names.setdefault(key, [])
+            waiting = None if equals else key
+            names[key] += value.split(",") if equals else []
+        else:
+            rest.append(word)
+    return [*rest, *(f"{key}={json.dumps(given)}" for key, given in names.items() if given)]
+
+
+def _is_names(cls: Any, key: str) -> bool:
+    """Whether a dotted key is a tuple of strings."""
+    kind: Any = cls
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return bool(kind == tuple[str, ...])
 
 
 def _one_line(message: str, cls: type) -> str:

@@ -226,6 +226,12 @@ class CheckpointConfig:
     keep: int = 3
     """Checkpoints kept; older ones are deleted."""
 
+    every_minutes: float = 0.0
+    """Save after every so many minutes; 0: not by time."""
+
+    asynchronous: bool = True
+    """Write while training goes on; false: training waits until the file is on the disk."""
+
 
 @dataclass
 class RunConfig:
@@ -246,6 +252,9 @@ class RunConfig:
     resume: str = "auto"
     """auto: continue from the newest checkpoint; never: refuse to touch an existing run; or a PATH."""
 
+    resume_allow: tuple[str, ...] = ()
+    """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
+
     precision: Literal["launch", "no", "bf16", "fp16", "fp64"] = "launch"
     """Mixed precision; `launch`: what accelerate launch was told; fp64: all of it in double, for checks."""
 
@@ -254,6 +263,9 @@ class RunConfig:
 
     threads: int = 0
     """torch's threads of each rank on a CPU; 0: its share of the cores (under accelerate launch)."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is nan or infinite: stop, or leave the step out (and wait for a GPU)."""
 
     log_every: int = 10
     """Optimizer steps between logged scalars; the first five steps are always logged."""

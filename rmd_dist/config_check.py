@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval.knn_temperature": (1e-6, _INF),
     "checkpoint.every_steps": (0, _INF),
     "checkpoint.every_epochs": (0, _INF),
+    "checkpoint.every_minutes": (0, _INF),
     "checkpoint.keep": (1, _INF),
     "run.seed": (0, 2**32 - 1),
     "run.max_steps": (1, _INF),

@@ -13,6 +13,7 @@ Batch norm follows torch's SyncBatchNorm: its input gradient is that of the SUM 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -160,6 +161,60 @@ def any_rank(flag: bool) -> bool:
         return flag
     device = torch.device("cuda", torch.cuda.current_device()) if _nccl() else torch.device("cpu")
     return bool(all_reduce_sum(torch.tensor([flag], dtype=torch.int64, device=device)).item())
+
+
+class Agreement:
+    """Flags that any rank may raise; all know of them one exchange later, and nobody waits. Collective.
+
+    On a gloo group of its own, so that no GPU is waited for. A world of one agrees at once.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = c10d.new_group(backend="gloo") if world_size() > 1 else None
+        self._flags = torch.zeros(0)
+        self._pending: Any = None
+
+    def exchange(self, *raised: bool) -> tuple[bool, ...]:
+        """Send this rank's flags; returns which were raised on any rank at the exchange before."""
+        if self._group is None:
+            return raised
+        agreed = self.drain() or (False,) * len(raised)
+        self._flags = torch.tensor(raised, dtype=torch.int32)
+        self._pending = c10d.all_reduce(self._flags, op=c10d.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def drain(self) -> tuple[bool, ...]:
+        """Wait for the exchange in flight (before the group is left): its flags; without one, none."""
+        if self._pending is None:
+            return ()
+        self._pending.wait()
+        self._pending = None
+        return tuple(bool(flag) for flag in self._flags)
+
+
+def tell_failure(text: str) -> None:
+    """Leave a word for the other ranks on why this one ends."""
+    if _grouped():
+        c10d.distributed_c10d._get_default_store().set(f"failure/{rank()}", text)
+
+
+def told_failure(of_rank: int, seconds: float = 0.0) -> str | None:
+    """What a rank left, if it does within `seconds`."""
+    if not _grouped():
+        return None
+    store, key = c10d.distributed_c10d._get_default_store(), f"failure/{of_rank}"
+    try:
+        if seconds:
+            store.wait([key], timedelta(seconds=seconds))
+        return str(store.get(key).decode()) if store.check([key]) else None
+    except RuntimeError:  # not told, or the rank that keeps the store is gone
+        return None
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` is how gloo or NCCL say that another rank is gone."""
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "Socket closed")
+    return isinstance(error, c10d.DistError) or any(sign in str(error) for sign in signs)
 
 
 class _GlobalMean(torch.autograd.Function):

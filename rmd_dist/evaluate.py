@@ -47,13 +47,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def go_on() -> None:
+    """Nothing to do between batches."""
+
+
 def predict(
-    model: nn.Module, loader: Loader, normalize: Normalize, device: torch.device
+    model: nn.Module,
+    loader: Loader,
+    normalize: Normalize,
+    device: torch.device,
+    between: Callable[[], None] = go_on,
 ) -> tuple[Tensor, Tensor]:
     """Outputs of `model` on this rank's share, without gradient: (index (n,), outputs (n, ...)) on `device`.
 
     `loader` serves samples in order, unaugmented. Pass the bare module, not DDP: ranks may have different
-    numbers of batches, and DDP talks in its forward pass. No collectives here.
+    numbers of batches, and DDP talks in its forward pass. No collectives here but those of `between`, which
+    every rank calls equally often, once for each batch of the rank that has most; it may raise to end this.
     """
     index: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -62,6 +71,9 @@ def predict(
             batch = batch.to(device)
             index.append(batch.index)
             outputs.append(model(normalize(batch.views[0])))
+            between()
+    for _ in range(loader.most_batches - len(index)):
+        between()
     # cat outside inference mode gives ordinary tensors, which collectives and autograd accept.
     if not index:
         return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
@@ -88,25 +100,36 @@ def gather_by_index(index: Tensor, values: Tensor, expected: Integers) -> tuple[
 
 
 def predict_labels(
-    model: nn.Module, loader: Loader, normalize: Normalize, device: torch.device, expected: Integers
+    model: nn.Module,
+    loader: Loader,
+    normalize: Normalize,
+    device: torch.device,
+    expected: Integers,
+    between: Callable[[], None] = go_on,
 ) -> tuple[Tensor, Tensor]:
     """Classes that `model` (logits (B, C)) predicts for all samples: (index (N,), class (N,)). Collective.
 
-    `expected`: the sample indices of the whole loader, see `gather_by_index`.
+    `expected`: the sample indices of the whole loader, see `gather_by_index`; `between`: see `predict`.
     """
-    index, logits = predict(model, loader, normalize, device)
+    index, logits = predict(model, loader, normalize, device, between)
     classes = logits.argmax(dim=1) if len(logits) else index.new_empty(0)
     return gather_by_index(index, classes, expected)
 
 
 def extract_features(
-    encoder: nn.Module, loader: Loader, normalize: Normalize, device: torch.device, expected: Integers
+    encoder: nn.Module,
+    loader: Loader,
+    normalize: Normalize,
+    device: torch.device,
+    expected: Integers,
+    between: Callable[[], None] = go_on,
 ) -> tuple[Tensor, Tensor]:
     """Encoder outputs of all samples, sorted by index: (features (N, D) float32, index (N,)). Collective.
 
     Every rank holds the whole result on its CPU: N D 4 bytes (100 MB for 50 000 x 512).
+    `between`: see `predict`.
     """
-    index, outputs = predict(encoder, loader, normalize, device)
+    index, outputs = predict(encoder, loader, normalize, device, between)
     index, features = gather_by_index(index, outputs.float(), expected)
     return features, index
 

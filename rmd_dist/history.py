@@ -47,6 +47,10 @@ class History:
             if at <= step and tag in values:
                 self.records.append((at, values))
 
+    def has(self, step: int) -> bool:
+        """Whether an evaluation of `step` is recorded."""
+        return any(recorded == step for recorded, _ in self.records)
+
     def add(self, step: int, scalars: dict[str, float]) -> bool:
         """Record an evaluation; True if it is the best so far by noisy validation accuracy."""
         earlier = [values[SELECTION] for _, values in self.records if SELECTION in values]

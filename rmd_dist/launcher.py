@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +13,9 @@ import torch
 
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
+from rmd_dist.faults import Fault
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def workers_per_rank(asked: int) -> int:
@@ -49,14 +55,35 @@ def refuse_separate_runs(group: int) -> None:
 
 
 def from_main(action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, on every rank; its ConfigError too, so that all ranks stop together."""
-    outcome: tuple[Any, str | None] = (None, None)
+    """What `action` gives on rank 0, on every rank; its ConfigError or Fault too, so that all stop."""
+    outcome: tuple[Any, type[Exception] | None] = (None, None)
     if dist.is_main():
         try:
             outcome = (action(), None)
-        except ConfigError as error:
-            outcome = (None, str(error))
+        except (ConfigError, Fault) as error:
+            outcome = (str(error), type(error))
     result, problem = dist.broadcast_object(outcome)
     if problem is not None:
-        raise ConfigError(problem)
+        raise problem(result)
     return result
+
+
+def stop_with_launcher() -> None:
+    """Have the kernel send this process SIGTERM when the `accelerate launch` that started it has ended.
+
+    With one process accelerate passes no signal on: killed itself, it would leave the run behind, unseen.
+    """
+    if _launched_by_accelerate() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def as_fault(error: RuntimeError) -> Fault | None:
+    """`error` as one line, if it is a Fault or tells that another rank has ended; else None: a bug."""
+    if isinstance(error, Fault):
+        return error
+    if not dist.lost_peer(error):
+        return None
+    others = [r for r in range(dist.world_size()) if r != dist.rank()]
+    told = [f"rank {r}: {text}" for r in others if (text := dist.told_failure(r))]
+    why = "; ".join(told) or "without a word: killed, out of memory, or its machine is gone"
+    return Fault(f"another rank has ended ({why}), so this one ends too; give the same command again")

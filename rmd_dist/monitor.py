@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rmd_dist import figures
 from rmd_dist.config import ConfigError
 from rmd_dist.console import Screen, make_table, plain_text
+from rmd_dist.faults import writing
 from rmd_dist.files import atomic_path
 from rmd_dist.reading import parse_json, regular_size
 
@@ -39,7 +40,7 @@ class Monitor:
     RUN_DIR/log.txt (messages and tables).
 
     A run that continues after `resume_step` (0: from the start) forgets what an interrupted run recorded
-    beyond that step, and then reads as if nothing had happened.
+    beyond that step, and then reads as if nothing had happened. What cannot be written raises a Fault.
     """
 
     def __init__(
@@ -49,14 +50,16 @@ class Monitor:
         self._last_step = resume_step
         if not enabled:
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
+        self._events = run_dir / "events.*"
         had_events = any(run_dir.glob("events.out.tfevents.*"))
         # Step 0 belongs to what a start from scratch repeats, but not to what a continuation does.
         repeated_from = resume_step + 1 if resume_step else 0
-        damaged = trim_metrics(run_dir / "metrics.jsonl", repeated_from)
-        self._metrics: IO[str] = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._log: IO[str] = (run_dir / "log.txt").open("a", encoding="utf-8", buffering=1)
-        self._writer = _summary_writer(run_dir, repeated_from if had_events else None)
+        with writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            damaged = trim_metrics(run_dir / "metrics.jsonl", repeated_from)
+            self._metrics: IO[str] = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            self._log: IO[str] = (run_dir / "log.txt").open("a", encoding="utf-8", buffering=1)
+            self._writer = _summary_writer(run_dir, repeated_from if had_events else None)
         self._screen = Screen(title, total_steps)
         if damaged:
             self.warning(f"dropped {damaged} unreadable line(s) of {run_dir / 'metrics.jsonl'}")
@@ -67,10 +70,12 @@ class Monitor:
             return
         numbers = {tag: float(value) for tag, value in values.items()}
         record: dict[str, float | None] = {"step": step, "time": round(time.time(), 3)}
-        for tag, number in numbers.items():
-            self._writer.add_scalar(tag, number, step)
-            record[tag] = number if math.isfinite(number) else None
-        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+        with writing(self._events):
+            for tag, number in numbers.items():
+                self._writer.add_scalar(tag, number, step)
+                record[tag] = number if math.isfinite(number) else None
+        with writing(Path(self._metrics.name)):
+            self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         self._last_step = max(self._last_step, step)
 
     def progress(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
@@ -111,11 +116,12 @@ class Monitor:
         # Left out, the first makes TensorBoard list the settings of all runs, not of one of them.
         settings = {key: _plain(value) for key, value in config.items()}
         _, start, end = hparams(settings, {})  # type: ignore[no-untyped-call]
-        writer.add_summary(start, 0)
-        if metrics:
-            self.scalars({f"final/{name}": value for name, value in metrics.items()}, self._last_step)
-            writer.add_summary(end, self._last_step)
-        self._writer.flush()
+        with writing(self._events):
+            writer.add_summary(start, 0)
+            if metrics:
+                self.scalars({f"final/{name}": value for name, value in metrics.items()}, self._last_step)
+                writer.add_summary(end, self._last_step)
+            self._writer.flush()
 
     def info(self, message: str) -> None:
         """Print and log a message."""
@@ -142,9 +148,11 @@ class Monitor:
             return
         self.enabled = False
         self._screen.close()
-        self._writer.close()
-        self._metrics.close()
-        self._log.close()
+        with writing(self._events):
+            self._writer.close()
+        with writing(Path(self._metrics.name)):
+            self._metrics.close()
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -158,10 +166,12 @@ class Monitor:
         self.close()
 
     def _picture(self, tag: str, picture: figures.Image, step: int) -> None:
-        self._writer.add_image(tag, picture, step, dataformats="HWC")
+        with writing(self._events):
+            self._writer.add_image(tag, picture, step, dataformats="HWC")
 
     def _log_line(self, level: str, message: str) -> None:
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level}: {message}\n")
+        with writing(Path(self._log.name)):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level}: {message}\n")
 
 
 def trim_metrics(path: Path, first_step: int) -> int:

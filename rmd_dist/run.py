@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -13,15 +14,22 @@ from typing import IO, Any
 from rmd_dist import __version__
 from rmd_dist.cli import flatten, save_yaml
 from rmd_dist.config import AnyConfig, ConfigError, PretrainConfig
-from rmd_dist.files import write_json
+from rmd_dist.faults import writing
+from rmd_dist.files import atomic_path, remove_debris, write_json
 from rmd_dist.reading import read_json
 
 # Keys that change where, how fast or how often, never what is computed: a run may continue with other values.
 FREE_KEYS = (
     *("data.root", "data.source", "data.loader", "data.workers", "data.test_samples", "model.compile"),
     *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.threads", "run.log_every"),
+    *("run.on_nonfinite", "run.resume_allow"),
     *("eval.", "checkpoint."),
 )
+
+RECORDED = ("precision", "data_sha256", "labels_sha256", "teacher_sha256")
+"""What else a run began with; `refuse_other` compares it."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system without flock
 
 
 def stage_of(config: AnyConfig) -> str:
@@ -52,6 +60,7 @@ class RunFolder:
         self.stage = stage_of(config)
         self.path = Path(config.run.root) / self.stage / (config.run.name or default_name(config))
         self._lock: IO[str] | None = None
+        self._allowed: list[str] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -73,9 +82,18 @@ class RunFolder:
                 f"{self.path} is in use by another job; wait for it or give another --name"
             ) from None
         except OSError as error:
+            what = "lock" if error.errno in _NO_LOCKS else "write to"
             raise ConfigError(
-                f"cannot write to {self.path} ({error.strerror}); give another --runs folder"
+                f"cannot {what} {self.path} ({error.strerror}); give another --runs folder"
             ) from None
+        remove_debris(self.path)
+        remove_debris(self.checkpoints)
+
+    def close(self) -> None:
+        """Let another job have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def discard_if_empty(self) -> None:
         """Remove a folder that `open` made for a run that never began (rank 0)."""
@@ -90,7 +108,7 @@ class RunFolder:
         return read_manifest(self.path)
 
     def update(self, **values: Any) -> None:
-        """Merge `values` into the manifest (rank 0)."""
+        """Merge `values` into the manifest (rank 0). Raises Fault if it cannot be written."""
         start = self.manifest() or {
             "format": 1,
             "stage": self.stage,
@@ -101,8 +119,17 @@ class RunFolder:
         }
         # Not where and how often: those may change from one start to the next.
         matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
-        save_yaml(self.config, self.path / "config.yaml")
-        write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+        with writing(self.path):
+            with atomic_path(self.path / "config.yaml") as temporary:
+                save_yaml(self.config, temporary)
+            write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+
+    def begin(self, step: int, **values: Any) -> None:
+        """Mark the run as running from `step` on (rank 0); what --resume-allow let pass is kept on record."""
+        history = list(self.manifest().get("allowed", []))
+        if self._allowed:
+            history.append({"step": step, "time": _now(), "changes": self._allowed})
+        self.update(status="running", why=None, step=step, allowed=history, **values)
 
     def finish(self, **values: Any) -> None:
         """Mark the run as finished now, with its results (rank 0)."""
@@ -113,25 +140,47 @@ class RunFolder:
         """Whether the manifest says so."""
         return self.manifest().get("status") == "finished"
 
+    @property
+    def begun(self) -> bool:
+        """Whether this job has the folder and the manifest is there."""
+        return self._lock is not None and (self.path / "manifest.json").exists()
+
     def refuse_other(self, **now: Any) -> None:
         """ConfigError if the run began with other values of `now` than these (those it has recorded)."""
         began = self.manifest()
-        for key, value in now.items():
-            if began.get(key, value) != value:
-                raise ConfigError(
-                    f"{self.path} began with {key} {began[key]}, and now it is {value}; restore what has "
-                    "changed, or give another --name"
-                )
+        self._refuse({key: (began[key], value) for key, value in now.items() if key in began})
 
     def _refuse_differences(self, saved: dict[str, Any]) -> None:
         now = json.loads(json.dumps(flatten(self.config)))
         keys = [key for key in sorted(saved.keys() | now.keys()) if not key.startswith(FREE_KEYS)]
-        differences = [f"{k}: {saved.get(k)} -> {now.get(k)}" for k in keys if saved.get(k) != now.get(k)]
-        if differences:
+        unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
+        if unknown:
             raise ConfigError(
-                f"{self.path} was started under another configuration ({'; '.join(differences)}); "
-                "give another --name for a new run, or the old values to continue"
+                f"run.resume_allow names {', '.join(unknown)}; allowed: keys of the configuration in full "
+                f"(optim.lr) that decide what is computed, {', '.join(RECORDED)}"
             )
+        self._refuse({key: (saved.get(key), now.get(key)) for key in keys})
+
+    def _refuse(self, pairs: dict[str, tuple[Any, Any]]) -> None:
+        """ConfigError listing the (then, now) `pairs` that differ, unless the user insists on all of them."""
+        changed = {key: f"{key}: {then} -> {now}" for key, (then, now) in pairs.items() if then != now}
+        refused = [key for key in changed if not any(_within(key, given) for given in self._insisted)]
+        if refused:
+            raise ConfigError(
+                f"{self.path} began with other values ({'; '.join(changed[key] for key in refused)}); give "
+                "the old ones to continue, another --name for a new run, or insist by --resume-allow "
+                f"{','.join(refused)}"
+            )
+        self._allowed += changed.values()
+
+    @property
+    def _insisted(self) -> tuple[str, ...]:
+        return self.config.run.resume_allow
+
+
+def _within(key: str, given: str) -> bool:
+    """Whether `given` is the key or a group it is in."""
+    return key == given or key.startswith(f"{given}.")
 
 
 _MANIFEST_TYPES: dict[str, type] = {

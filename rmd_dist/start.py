@@ -9,46 +9,91 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from rmd_dist import dist
+from rmd_dist.checkpoint import newest
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
 from rmd_dist.data.prepare import prepare
-from rmd_dist.launcher import from_main, workers_per_rank
+from rmd_dist.faults import Fault, Stopped
+from rmd_dist.launcher import as_fault, from_main, stop_with_launcher, workers_per_rank
+from rmd_dist.preemption import Preemption
 from rmd_dist.printing import preparation_progress
-from rmd_dist.run import RunFolder, newest_finished
+from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
-from rmd_dist.trainer import Trainer, make_accelerator
+from rmd_dist.trainer import Trainer, make_accelerator, precision_of
 
 
 def train(config: AnyConfig) -> dict[str, Any]:
     """Run one stage from its beginning, or from the newest checkpoint, to its end; returns the results.
 
-    Raises ConfigError for everything that the user can mend. Collective.
+    Collective. Raises ConfigError for everything that the user can mend before the run begins, Fault for
+    what fails under it, Stopped (a BaseException) when a signal asked for it.
     """
+    stop_with_launcher()
+    folder = RunFolder(config)
+    try:
+        with Preemption() as preemption:
+            results = _train(config, folder, preemption)
+    except RuntimeError as error:
+        if (fault := as_fault(error)) is None:
+            raise
+        _record(folder, fault)
+        raise Fault(f"{fault}; {_newest_intact(folder)}") from error
+    finally:
+        folder.close()
+    return results
+
+
+def _train(config: AnyConfig, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
     accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
     place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
-    folder = RunFolder(config)
     from_main(folder.open)
     try:
-        trainer = _build_trainer(config, accelerator, folder, place)
-    except ConfigError:
+        trainer = _build_trainer(config, accelerator, folder, place, preemption)
+    except (ConfigError, Stopped):
         if dist.is_main():
             folder.discard_if_empty()
         raise
-    with contextlib.closing(trainer):
+    try:
         results = trainer.fit()
+        trainer.close()
+    except Stopped:
+        trainer.close()
+        dist.shutdown()  # all ranks are here
+        raise
+    except ConfigError as error:  # no mistake of the user's: it was right when the run began
+        trainer.close()
+        raise Fault(str(error)) from error
+    except BaseException:
+        with contextlib.suppress(Fault):  # the first error is the one to tell
+            trainer.close()
+        raise
     dist.shutdown()
     return results
 
 
-def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, place: Place) -> Trainer:
+def _record(folder: RunFolder, fault: Fault) -> None:
+    """Say in the manifest why the run failed, where that can still be written."""
+    if dist.is_main() and folder.begun:
+        with contextlib.suppress(Fault):
+            folder.update(status="failed", why=str(fault))
+
+
+def _newest_intact(folder: RunFolder) -> str:
+    found = newest(folder.checkpoints, warn=lambda _: None)
+    return f"newest intact checkpoint: {found.path}" if found else "no checkpoint had been saved"
+
+
+def _build_trainer(
+    config: AnyConfig, accelerator: Any, folder: RunFolder, place: Place, preemption: Preemption
+) -> Trainer:
     data = config.data
     prepare_data(data.dataset, data.root, data.source, data.loader)
     set_seed(config.run.seed)  # weights are drawn the same on every rank
     task = _build_task(config, folder, place)
     # What a run began with is part of it: the samples, their labels, the teacher, the precision.
-    recorded = ("data_sha256", "labels_sha256", "teacher_sha256")
-    now = {key: task.about()[key] for key in recorded if key in task.about()}
-    from_main(lambda: folder.refuse_other(precision=accelerator.mixed_precision, **now))
-    return Trainer(config, accelerator, folder, task)
+    about = task.about() | {"precision": precision_of(config, accelerator)}
+    now = {key: about[key] for key in RECORDED if key in about}
+    from_main(lambda: folder.refuse_other(**now))
+    return Trainer(config, accelerator, folder, task, preemption)
 
 
 def _build_task(config: AnyConfig, folder: RunFolder, place: Place) -> Task:

@@ -20,17 +20,21 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from rmd_dist import dist
-from rmd_dist.checkpoint import Checkpoint, newest, open_checkpoint, restore, save_checkpoint
+from rmd_dist.checkpoint import Checkpoint, newest, open_checkpoint, restore
 from rmd_dist.cli import flatten
 from rmd_dist.config import AnyConfig, ConfigError
 from rmd_dist.data.loader import Batch
+from rmd_dist.faults import Stopped, writing
 from rmd_dist.files import save_tensors
+from rmd_dist.guard import Guard
 from rmd_dist.history import History
 from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads
 from rmd_dist.monitor import Monitor
+from rmd_dist.preemption import Preemption
 from rmd_dist.run import RunFolder
+from rmd_dist.saver import Saver
 from rmd_dist.schedule import learning_rate
-from rmd_dist.tasks import Evaluation, StepOutput, Task
+from rmd_dist.tasks import StepOutput, Task
 
 ALWAYS_LOGGED_STEPS = 5  # K is chosen by the first gradient ratios
 
@@ -56,10 +60,23 @@ def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int 
     return accelerator
 
 
+def precision_of(config: AnyConfig, accelerator: Accelerator) -> str:
+    """What a run computes in: no (fp32), bf16, fp16 or fp64."""
+    return "fp64" if config.run.precision == "fp64" else accelerator.mixed_precision
+
+
 class Trainer:
     """One run: restore, loop over steps, evaluate, save, finish."""
 
-    def __init__(self, config: AnyConfig, accelerator: Accelerator, folder: RunFolder, task: Task) -> None:
+    def __init__(
+        self,
+        config: AnyConfig,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        task: Task,
+        preemption: Preemption,
+    ) -> None:
+        self.preemption = preemption
         self.config, self.accelerator, self.folder, self.task = config, accelerator, folder, task
         self.raw = dist.convert_batch_norm(task.module, accelerator.device)
         self.raw.to(accelerator.device, task.dtype)
@@ -81,15 +98,30 @@ class Trainer:
         self.total_steps = min(optim.epochs * self.steps_per_epoch, config.run.max_steps or 2**62)
         checkpoint: Checkpoint | None = from_main(self._find_checkpoint)
         self.step = checkpoint.step if checkpoint else 0
-        scaler = restore(checkpoint, self.raw, raw_optimizer) if checkpoint else {}
+        scalars = checkpoint.scalars if checkpoint else {}
+        if checkpoint:
+            restore(checkpoint, self.raw, raw_optimizer)
         module = torch.compile(self.raw) if config.model.compile else self.raw
         with warnings.catch_warnings():
             # torch renames broadcast_buffers; accelerate knows the old name alone.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.module, self.optimizer = accelerator.prepare(module, raw_optimizer)
-        if scaler and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(scaler)
+        if scalars.get("scaler") and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(scalars["scaler"])
+        self.guard = Guard(config.run.on_nonfinite, self.raw, skipped=scalars.get("nonfinite_steps", 0))
+        self.agreement = dist.Agreement()
+        saving = config.checkpoint
+        self.saver = Saver(
+            folder.checkpoints,
+            enabled=dist.is_main(),
+            asynchronous=saving.asynchronous,
+            keep=saving.keep,
+            step=self.step,
+        )
+        self._save_asked = False
         self._warned_in_epoch = -1
+        self._logged: dict[str, float] = {}
+        self._collapsed_in_a_row = 0
         self.history = History(folder.path / "metrics.jsonl", self.step, task.headline)
         self.monitor = Monitor(
             folder.path,
@@ -100,13 +132,20 @@ class Trainer:
         )
 
     def fit(self) -> dict[str, Any]:
-        """Train to the end; returns the results that the closing table shows."""
-        if self.step >= self.total_steps:
+        """Train to the end; returns the results that the closing table shows.
+
+        Raises Stopped, on all ranks, after a checkpoint, when a signal asked for it.
+        """
+        finished, owed = from_main(lambda: (self.folder.finished, self._evaluation_owed()))
+        if finished and self.step >= self.total_steps:
             self.monitor.info(
                 f"{self.folder.path} is already finished at step {self.step}; --name starts another run"
             )
             return self._finish(trained=False)
+        self.preemption.defer()
         self._announce()
+        if owed:
+            self._evaluate()
         while self.step < self.total_steps:
             self._epoch()
         return self._finish(trained=True)
@@ -124,6 +163,7 @@ class Trainer:
                 lr, output, norm = self.train_step(micro_batches, logging=logging)
                 self.step += 1
                 if logging:
+                    self.guard.check(self.step)
                     values = {name: float(v) for name, v in output.values.items()}
                     rate = (
                         (self.step - clock_step) * self.config.data.batch_size / (time.perf_counter() - clock)
@@ -138,6 +178,8 @@ class Trainer:
                     # Measured first, then saved: what a checkpoint follows is in metrics.jsonl already.
                     self._evaluate_and_save()
                     clock, clock_step = time.perf_counter(), self.step
+                if self.step < self.total_steps and self._asked_to_stop():
+                    self._stop()
 
     def train_step(self, micro_batches: list[Batch], *, logging: bool) -> tuple[float, StepOutput, float]:
         """One optimizer step over its micro-batches; returns (learning rate, last output, gradient norm)."""
@@ -146,6 +188,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         outputs = []
+        self.guard.begin()
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
@@ -154,17 +197,19 @@ class Trainer:
                 self.accelerator.backward(output.loss / len(micro_batches))
             outputs.append(output)
         norm = self._clip(logging)
-        self.optimizer.step()
+        watched = None if self.accelerator.scaler is not None else norm  # a scaler expects overflows
+        if self.guard.accepts(self.step + 1, [output.loss for output in outputs], watched):
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return lr, _mean_output(outputs), norm
+        return lr, _mean_output(outputs), float(norm) if logging and norm is not None else float("nan")
 
-    def _clip(self, logging: bool) -> float:
-        """Gradient norm (on logging steps, else nan), clipped where the configuration says so."""
+    def _clip(self, logging: bool) -> Tensor | None:
+        """Gradient norm where somebody wants it, clipped where the configuration says so."""
         limit = self.config.optim.clip_norm
-        if limit is None and not logging:
-            return float("nan")
+        if limit is None and not logging and not self.guard.skips:
+            return None
         norm: Tensor = self.accelerator.clip_grad_norm_(self.module.parameters(), limit or float("inf"))
-        return float(norm) if logging else float("nan")
+        return norm
 
     def _logs_next_step(self) -> bool:
         step = self.step + 1
@@ -174,6 +219,9 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         tagged = {f"train/{name}": value for name, value in values.items()}
+        if self.guard.skips:
+            tagged["train/nonfinite_steps"] = self.guard.skipped
+        self._logged = tagged
         self.monitor.scalars(tagged, self.step)
         self.monitor.progress(self.step, values["loss"], values["lr"], values["images_per_second"])
         epoch = self.step // self.steps_per_epoch
@@ -189,31 +237,59 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         every = self.config.eval.every_epochs * self.steps_per_epoch
-        return self.step == self.total_steps or bool(every and self.step % every == 0)
+        return self.step >= self.total_steps or bool(every and self.step % every == 0)
+
+    def _evaluation_owed(self) -> bool:
+        """Whether the checkpoint continued from was saved by a stop in the midst of its evaluation."""
+        return self.step > 0 and self._evaluation_due() and not self.history.has(self.step)
 
     def _save_due(self) -> bool:
         every = self.config.checkpoint
-        if self.step == self.total_steps:
+        if self.step == self.total_steps or self._save_asked:
             return True
         by_steps = every.every_steps and self.step % every.every_steps == 0
         by_epochs = every.every_epochs and self.step % (every.every_epochs * self.steps_per_epoch) == 0
         return bool(by_steps or by_epochs)
 
     def _save(self) -> None:
-        if dist.is_main():
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.step,
-                self.raw,
-                self.optimizer.optimizer,
-                scaler,
-                keep=self.config.checkpoint.keep,
-            )
-        dist.barrier()
+        self.guard.check(self.step)
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        scalars = {"scaler": scaler, "nonfinite_steps": self.guard.skipped}
+        self.saver.save(self.step, self.raw, self.optimizer.optimizer, scalars)
+        self._save_asked = False
+
+    def _asked_to_stop(self) -> bool:
+        """What the ranks agree on between batches: to stop, to save by the clock, that a save has failed."""
+        stop, save, failed = self.agreement.exchange(
+            self.preemption.requested is not None,
+            self.saver.asks(self.config.checkpoint.every_minutes),
+            self.saver.failed,
+        )
+        self._save_asked = self._save_asked or save
+        if failed:
+            from_main(self.saver.wait)
+        return stop
+
+    def _stop(self) -> None:
+        """Save the state as it stands and leave by Stopped."""
+        self.agreement.drain()
+        if self.saver.step != self.step:
+            self._save()
+        why = self.preemption.requested or "a signal to another rank"
+        from_main(self.saver.wait)
+        from_main(lambda: self.folder.update(status="stopped", step=self.step, why=why))
+        self.monitor.info(f"stopped by {why} at step {self.step} of {self.total_steps}, saved")
+        raise Stopped(
+            f"{why} at step {self.step} of {self.total_steps}, saved in {self.folder.path}; "
+            "the same command continues"
+        )
 
     def _evaluate(self) -> None:
-        evaluation: Evaluation = self.task.evaluate()
+        try:
+            evaluation = self.task.evaluate(self._between_batches)
+        except _EvaluationAbandoned:
+            self._stop()
+            raise
         self.monitor.scalars(evaluation.scalars, self.step)
         if evaluation.confusion is not None:
             self.monitor.confusion("confusion/test", evaluation.confusion, self.task.classes, self.step)
@@ -222,31 +298,45 @@ class Trainer:
                 tag, matrix, self.step, vmin=-1.0, vmax=1.0, title=f"{tag}, step {self.step}"
             )
         if self.history.add(self.step, evaluation.scalars) and dist.is_main():
-            save_tensors(self.folder.path / "selected.safetensors", self.task.exported.state_dict())
+            with writing(selected := self.folder.path / "selected.safetensors"):
+                save_tensors(selected, self.task.exported.state_dict())
         shown = ", ".join(f"{tag} {value:.4g}" for tag, value in evaluation.scalars.items())
         self.monitor.info(f"epoch {self.step / self.steps_per_epoch:.3g}: {shown}")
+        collapsed = self.task.collapsed(evaluation.scalars, self._logged)
+        self._collapsed_in_a_row = self._collapsed_in_a_row + 1 if collapsed else 0
+        if collapsed and self._collapsed_in_a_row >= 2:
+            self.monitor.warning(collapsed)
         dist.barrier()
 
+    def _between_batches(self) -> None:
+        """A stop does not wait for the end of an evaluation: the run continues by making it again."""
+        if self._asked_to_stop():
+            raise _EvaluationAbandoned
+
     def _finish(self, *, trained: bool) -> dict[str, Any]:
+        self.agreement.drain()
+        from_main(self.saver.wait)
         results = self.history.results()
-        new = trained or not self.folder.finished
-        if dist.is_main() and new:
-            self.task.export(self.folder.path)
-            complete = self.step == self.config.optim.epochs * self.steps_per_epoch
-            self.folder.finish(step=self.step, complete=complete, results=results, **self.task.about())
-        if new:
+        if trained:
+            from_main(lambda: self._export(results))
             self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
         self.monitor.table(*self.history.table())
         self.monitor.info(f"run folder: {self.folder.path}")
         dist.barrier()
         return results
 
+    def _export(self, results: dict[str, Any]) -> None:
+        with writing(self.folder.path):
+            self.task.export(self.folder.path)
+        complete = self.step == self.config.optim.epochs * self.steps_per_epoch
+        about = self.task.about()
+        self.folder.finish(step=self.step, why=None, complete=complete, results=results, **about)
+
     def _announce(self) -> None:
-        double = self.task.dtype == torch.float64
-        world, precision = dist.world_size(), "fp64" if double else self.accelerator.mixed_precision
+        world, precision = dist.world_size(), precision_of(self.config, self.accelerator)
         if dist.is_main():
-            about = {"step": self.step, "world_size": world, "precision": precision} | self.task.about()
-            self.folder.update(status="running", **about)
+            about = {"world_size": world, "precision": precision} | self.task.about()
+            self.folder.begin(self.step, **about)
         self.monitor.hparams(flatten(self.config), {})
         state = f"continuing at step {self.step}" if self.step else "starting"
         self.monitor.info(
@@ -273,9 +363,14 @@ class Trainer:
         return found
 
     def close(self) -> None:
-        """Stop the loader's threads and flush what is written. Safe to call twice."""
+        """Stop the loader's threads, let the checkpoint in flight be written, flush. Safe to call twice."""
         self.loader.close()
+        self.saver.close()
         self.monitor.close()
+
+
+class _EvaluationAbandoned(Exception):
+    """Raised inside an evaluation, on all ranks after the same batch."""
 
 
 def _mean_output(outputs: list[StepOutput]) -> StepOutput:

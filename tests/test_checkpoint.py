@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rmd_dist import checkpoint
-from rmd_dist.checkpoint import newest, open_checkpoint, restore, save_checkpoint
+from rmd_dist.checkpoint import collect, newest, open_checkpoint, restore, write_checkpoint
 from rmd_dist.config import ConfigError
 from tests.tiny import train_tiny, words
 
@@ -43,24 +43,32 @@ def state(module: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     return module.state_dict() | {f"{name} momentum": value for name, value in momentum.items()}
 
 
-def saved(folder: Path, *steps: int, keep: int = 9) -> Path:
-    """Checkpoints of a network in training at `steps`; returns the last."""
+def save(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.SGD, keep: int = 9, follows: int = 0
+) -> Path:
+    state = collect(step, module, optimizer, {"scaler": SCALER})
+    return write_checkpoint(folder, state, keep=keep, follows=follows)
+
+
+def saved(folder: Path, *steps: int, keep: int = 9, follows: int = 0) -> Path:
+    """Checkpoints of a network in training at `steps`, the first after `follows`; returns the last."""
     module, optimizer = network()
-    path, at = folder, 0
+    path, at = folder, follows
     for step in steps:
         train(module, optimizer, range(at, step))
-        path, at = save_checkpoint(folder, step, module, optimizer, SCALER, keep=keep), step
+        path, at = save(folder, step, module, optimizer, keep, follows=at), step
     return path
 
 
 def test_a_restored_state_is_the_saved_one_and_goes_on_the_same(tmp_path):
     module, optimizer = network()
     train(module, optimizer, range(3))
-    save_checkpoint(tmp_path, 3, module, optimizer, SCALER, keep=3)
+    save(tmp_path, 3, module, optimizer)
     other, its_optimizer = network(seed=1)
     found = newest(tmp_path, warn=pytest.fail)
     assert found is not None and found.step == 3
-    assert restore(found, other, its_optimizer) == SCALER
+    restore(found, other, its_optimizer)
+    assert found.scalars["scaler"] == SCALER
     for _ in range(2):
         expected, restored = state(module, optimizer), state(other, its_optimizer)
         assert expected.keys() == restored.keys() and len(expected) > 10
@@ -148,7 +156,7 @@ def test_the_newest_are_kept(tmp_path):
 def test_a_run_continued_from_an_earlier_step_drops_the_abandoned_future(tmp_path):
     """`--resume .../step-000000004.safetensors` where later ones exist; one of those may be damaged."""
     flip_a_byte(saved(tmp_path, 4, 6, 8))
-    saved(tmp_path, 5, keep=3)
+    saved(tmp_path, 5, keep=3, follows=4)
     assert names(tmp_path) == pair(4, 5)
     found = newest(tmp_path, warn=pytest.fail)
     assert found is not None and found.step == 5
@@ -172,7 +180,7 @@ def test_a_failing_write_leaves_the_previous_and_no_debris(step, tmp_path):
     module, optimizer = network()
     train(module, optimizer, range(step))
     with files_up_to(2000), pytest.raises(OSError, match="too large"):
-        save_checkpoint(tmp_path, step, module, optimizer, SCALER, keep=1)
+        save(tmp_path, step, module, optimizer, keep=1, follows=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -184,7 +192,7 @@ def test_a_save_that_fails_between_its_files_is_not_there(tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(OSError, match="No space"):
-        saved(tmp_path, 4, keep=1)
+        saved(tmp_path, 4, keep=1, follows=2)
     found = newest(tmp_path, warn=pytest.fail)
     assert found is not None and found.step == 2
     assert not [name for name in names(tmp_path) if name.startswith(".")]

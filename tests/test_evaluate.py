@@ -37,6 +37,7 @@ class FakeLoader:
 
     def __init__(self, *batches: list[int]) -> None:
         self.batches = batches
+        self.most_batches = len(batches)
 
     def epoch(self, _epoch: int) -> Iterator[Batch]:
         for indices in self.batches:

@@ -19,7 +19,7 @@ SOURCES = sorted([*(ROOT / "rmd_dist").rglob("*.py"), *(ROOT / "launch").rglob("
 # Units (the modules and packages directly under rmd_dist) from the ground up. A unit imports from the layers
 # below its own, and within its layer as long as no circle arises. A new unit is added here.
 LAYERS = (
-    {"config", "config_check", "config_text", "dist", "files", "jit", "reading", "rng"},
+    {"config", "config_check", "config_text", "dist", "faults", "files", "jit", "reading", "rng"},
     {"losses", "models", "data"},
     {
         "checkpoint",
@@ -28,11 +28,14 @@ LAYERS = (
         "curves",
         "evaluate",
         "figures",
+        "guard",
         "history",
         "launcher",
         "monitor",
+        "preemption",
         "printing",
         "run",
+        "saver",
         "schedule",
     },
     {"tasks"},
@@ -46,10 +49,13 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 ONLY = {
     "losses": {"config", "dist", "rng", "files", "jit"},
     "models": {"config", "dist", "rng", "files", "jit", "reading"},
-    "data": {"config", "dist", "rng", "files", "jit", "reading"},
+    "data": {"config", "dist", "faults", "rng", "files", "jit", "reading"},
     "evaluate": {"config", "data", "dist"},
-    "monitor": {"config", "console", "figures", "files", "reading"},
+    "monitor": {"config", "console", "faults", "figures", "files", "reading"},
     "checkpoint": {"config", "files", "reading"},
+    "saver": {"checkpoint", "faults"},
+    "guard": {"faults"},
+    "preemption": {"faults"},
     "schedule": {"config"},
     "config": set(),
 }

@@ -187,7 +187,7 @@ def test_what_a_run_began_with_is_part_of_it(tmp_path):
     folder.refuse_other(labels_sha256="a")  # nothing is recorded yet
     folder.update(labels_sha256="a", precision="no")
     folder.refuse_other(labels_sha256="a", precision="no", teacher_sha256="unheard of")
-    with pytest.raises(ConfigError, match=r"began with precision no, and now it is bf16.*--name"):
+    with pytest.raises(ConfigError, match=r"precision: no -> bf16.*--name.*--resume-allow precision"):
         folder.refuse_other(labels_sha256="a", precision="bf16")
     assert not folder.finished
     folder.finish(results={})
@@ -202,3 +202,62 @@ def test_a_folder_is_discarded_only_where_nothing_began(tmp_path):
     begun(tmp_path)
     folder.discard_if_empty()
     assert read_manifest(folder.path)["status"] == "finished"
+
+
+def test_a_refusal_lists_all_and_what_the_user_insists_on_is_kept_on_record(tmp_path):
+    begun(tmp_path)
+    changed = ["--lr", "0.5", "--momentum", "0.5", "--K", "2"]
+    with pytest.raises(ConfigError, match=r"--resume-allow K,optim\.lr,optim\.momentum$"):
+        distill(tmp_path, *changed).open()
+    with pytest.raises(ConfigError, match=r"\(K: 1\.0 -> 2\.0\); .*--resume-allow K$"):
+        distill(tmp_path, *changed, "--resume-allow", "optim").open()
+    for given in (
+        ["--resume-allow", "K", "--resume-allow", "optim.lr,optim.momentum"],
+        ["--resume-allow=K,optim"],
+    ):
+        folder = distill(tmp_path, *changed, *given)
+        folder.open()
+        folder.close()
+    folder.open()
+    folder.refuse_other(precision="no")
+    folder.begin(7, precision="no")
+    folder.close()
+    (record,) = read_manifest(folder.path)["allowed"]
+    assert record["step"] == 7
+    assert set(record["changes"]) == {"K: 1.0 -> 2.0", "optim.lr: 0.001 -> 0.5", "optim.momentum: 0.9 -> 0.5"}
+    # From here on these are the run's own values: no need to insist again, and another record comes after.
+    folder = distill(tmp_path, *changed, "--resume-allow", "precision")
+    folder.open()
+    folder.refuse_other(precision="bf16")
+    folder.begin(9)
+    assert [r["changes"] for r in read_manifest(folder.path)["allowed"]][1:] == [["precision: no -> bf16"]]
+
+
+def test_insisting_on_what_does_not_exist_is_refused(tmp_path):
+    begun(tmp_path)
+    with pytest.raises(ConfigError, match=r"resume_allow names lr; allowed: .*optim\.lr.*precision"):
+        distill(tmp_path, "--resume-allow", "lr,optim").open()
+
+
+def test_debris_of_killed_writers_goes_when_the_folder_is_opened(tmp_path):
+    folder = distill(tmp_path)
+    folder.checkpoints.mkdir(parents=True)
+    for debris in (folder.path / ".manifest.json.7.tmp", folder.checkpoints / ".step-000000004.json.7.tmp"):
+        debris.write_text("half of i")
+    folder.open()
+    assert not list(folder.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_told(code, tmp_path, monkeypatch):
+    import errno
+    import fcntl
+    import os
+
+    def refuse(*_: object) -> None:
+        number = getattr(errno, code)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"cannot lock .*--runs"):
+        distill(tmp_path).open()

@@ -53,6 +53,16 @@ def test_twenty_steps_on_any_number_of_ranks(stage, tmp_path, ranks):
         assert update_difference(its_tensors, tensors) < 1e-10, world
 
 
+def test_a_run_in_fp64_continues_in_fp64_alone(tmp_path):
+    arguments = words("distill", tmp_path, "--max-steps")
+    train_tiny("distill", [*arguments, "1", "--precision", "fp64"])
+    train_tiny("distill", [*arguments, "2", "--precision", "fp64"])
+    manifest = json.loads((tmp_path / "distill/tiny/manifest.json").read_text())
+    assert (manifest["step"], manifest["precision"]) == (2, "fp64")
+    with pytest.raises(ConfigError, match=r"precision: fp64 -> no"):
+        train_tiny("distill", [*arguments, "3", "--precision", "no"])
+
+
 def losses(folder: Path) -> list[float]:
     """The loss of every step of a run."""
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -124,7 +134,7 @@ def test_distillation_finds_the_finished_pretraining(tmp_path):
     assert manifest["teacher"] == str(tmp_path / "pretrain" / "tiny" / "model.safetensors")
     # The teacher is part of the run: another one under the same path is refused.
     train_tiny("pretrain", words("pretrain", tmp_path, "--max-steps", "3"))
-    with pytest.raises(ConfigError, match=r"teacher_sha256.*restore what has changed"):
+    with pytest.raises(ConfigError, match=r"teacher_sha256.*--resume-allow teacher_sha256"):
         train_tiny("distill", [*argv, "--max-steps", "3"])
 
 
@@ -190,3 +200,15 @@ def test_bf16_trains_and_stays_close_to_fp32(tmp_path):
     assert halved == pytest.approx(full, rel=0.01) and halved != full
     half = final_tensors("distill", tmp_path / "half")
     assert all(t.dtype == torch.float32 for t in half.values() if t.is_floating_point())
+
+
+def test_chance_level_twice_in_a_row_is_called_a_collapse(tmp_path, capsys):
+    """A student that learns nothing: loss of equal logits, accuracy of a guess; K and lr are named."""
+    argv = words("distill", tmp_path, "--lr", "0", "--eval.every_epochs", "1", "--loss", "gce")
+    train_tiny("distill", [*argv, "--max-steps", "10"])
+    assert "collapse" not in capsys.readouterr().out  # once may happen at the start of any training
+    train_tiny("distill", [*argv, "--max-steps", "30"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert found.count("warning: collapse: test accuracy") == 1
+    assert "is at chance level" in found and "(of equal logits: 1.144)" in found  # (1 - 0.1^0.7) / 0.7
+    assert "a lower --K (now 0.2) or --lr (now 0)" in found and "feature spread 0." in found

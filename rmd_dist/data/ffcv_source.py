@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numba.typed
 import numpy as np
@@ -20,7 +21,9 @@ import torch
 
 from rmd_dist.config import ConfigError
 from rmd_dist.data.augment import Augmenter
+from rmd_dist.data.beton import check_beton
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, StopReading, stop_thread
+from rmd_dist.faults import Fault
 
 _RAW = 1  # ffcv's mode of an image stored as plain pixels
 
@@ -124,6 +127,9 @@ class FfcvSource:
     """Reads rows of a checked beton (fields image, label, index) in batches of `batch_size`."""
 
     def __init__(self, beton: Path, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
+        check_beton(
+            beton
+        )  # again: evaluations open it while the run goes on; quick as long as it is the same
         ffcv, self._augmenter = _ffcv(), augmenter
         spec = importlib.import_module("ffcv.pipeline").PipelineSpec
         compiler = importlib.import_module("ffcv.pipeline.compiler").Compiler
@@ -145,6 +151,8 @@ class FfcvSource:
             )
         finally:
             compiler.set_enabled(was_enabled)
+        self._beton, self._file = beton, beton.open("rb")
+        self._status = _size_and_time(self._file)
         self._check(beton)
 
     def _check(self, beton: Path) -> None:
@@ -159,14 +167,33 @@ class FfcvSource:
             )
 
     def _decode_images(self, samples: Ints, _memory: None, metadata: Any, storage: Any) -> torch.Tensor:
+        self._refuse_changes()
         data, epoch = storage
         pointers = metadata["data_ptr"][samples].astype(np.int64)
         return self._augmenter.render(data, pointers, samples, epoch)
+
+    def _refuse_changes(self) -> None:
+        """Fault if the mapped file was cut or written to since; one that was deleted or replaced lives on.
+
+        Pages past the end of a file end the process by SIGBUS, so this is looked at before every batch.
+        """
+        now = _size_and_time(self._file)
+        if now != self._status:
+            what = "cut" if now[0] < self._status[0] else "written to"
+            raise Fault(
+                f"{self._beton} was {what} under the running job ({self._status[0]} bytes, now {now[0]}); "
+                "delete it and give the same command again, which writes it anew"
+            )
 
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,), at least one, in this order."""
         reader: Reader = _reader_class()(self._loader, rows, epoch)
         return reader
+
+
+def _size_and_time(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _decode_index(samples: Ints, _memory: None, metadata: Any, _storage: Any) -> torch.Tensor:

@@ -94,6 +94,13 @@ class Order:
             return len(self.indices) // self.batch_size
         return -(-share_sizes(len(self.indices), self.world_size)[self.rank] // self.batch_size)
 
+    @property
+    def most_batches(self) -> int:
+        """Batches of one epoch on the rank that has most; known to every rank."""
+        if self.shuffle:
+            return len(self)
+        return -(-max(share_sizes(len(self.indices), self.world_size)) // self.batch_size)
+
     def rows(self, epoch: int, start_batch: int = 0) -> Ints:
         """This rank's samples from `start_batch` on, (m,); its batches are runs of `rank_batch` of them.
 
@@ -146,6 +153,11 @@ class Loader:
     def __len__(self) -> int:
         """Batches of one epoch on this rank."""
         return len(self._order)
+
+    @property
+    def most_batches(self) -> int:
+        """Batches of one epoch on the rank that has most."""
+        return self._order.most_batches
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from number `start_batch` on; several epochs may be read at the same time.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from rmd_dist.data.datasets import Dataset
 from rmd_dist.data.loader import Batch, Loader, build_loader, normalize
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.splits import Indices
+from rmd_dist.evaluate import go_on
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,11 @@ class Task(ABC):
         """One forward pass on this rank's share of a micro-batch. Collective."""
 
     @abstractmethod
-    def evaluate(self) -> Evaluation:
-        """Measure the model as it stands. Collective."""
+    def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
+        """Measure the model as it stands. Collective.
+
+        Every rank calls `between`, a collective, after every batch; what it raises ends the evaluation.
+        """
 
     @abstractmethod
     def export(self, folder: Path) -> None:
@@ -123,6 +128,19 @@ class Task(ABC):
     def warning(self, values: dict[str, float]) -> str | None:  # noqa: ARG002 - for tasks that have one
         """A warning that logged values (tag -> value) call for."""
         return None
+
+    @abstractmethod
+    def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
+        """What to say of an evaluation (tag -> value) that looks like a model which tells nothing apart.
+
+        `logged`: the newest training scalars. Said when two evaluations in a row look so.
+        """
+
+    def at_chance(self, accuracy: float) -> bool:
+        """Whether an accuracy on the test images is no better than guessing (within 3 standard errors)."""
+        chance = 1 / len(self.classes)
+        error = math.sqrt(chance * (1 - chance) / max(len(self.test_indices), 1))
+        return accuracy <= chance + 3 * error
 
     def pictures(self, batch: Batch) -> Pictures:
         """The augmented images of a batch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from rmd_dist.config import PretrainConfig
 from rmd_dist.data.datasets import Dataset
 from rmd_dist.data.loader import Batch, Loader
 from rmd_dist.data.splits import Indices, probe, subset
-from rmd_dist.evaluate import extract_features, knn_accuracy
+from rmd_dist.evaluate import extract_features, go_on, knn_accuracy
 from rmd_dist.losses import feature_spread, simsiam_loss
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create, export
@@ -56,18 +58,31 @@ class PretrainTask(Task):
             "alike; start anew with a lower --lr, a larger --batch-size or another --seed"
         )
 
-    def evaluate(self) -> Evaluation:
-        bank, bank_labels = self._features(self.train_set, self.bank_indices)
-        queries, query_labels = self._features(self.test_set, self.test_indices)
+    def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
+        accuracy = measured["eval/knn_accuracy"]
+        if not self.at_chance(accuracy):
+            return None
+        loss, spread = (logged.get(f"train/{name}", math.nan) for name in ("loss", "feature_spread"))
+        return (
+            f"collapse: kNN accuracy {accuracy:.2%} is at chance level, loss {loss:.3f} (collapsed: -1), "
+            f"feature spread {spread:.3f} (healthy: about 1); start anew with a lower --lr (now "
+            f"{self.config.optim.lr:g}), a larger --batch-size or another --seed"
+        )
+
+    def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
+        bank, bank_labels = self._features(self.train_set, self.bank_indices, between)
+        queries, query_labels = self._features(self.test_set, self.test_indices, between)
         k, temperature = self.config.eval.knn_k, self.config.eval.knn_temperature
         accuracy = knn_accuracy(bank, bank_labels, queries, query_labels, k, temperature, self.place.device)
         return Evaluation({"eval/knn_accuracy": accuracy})
 
-    def _features(self, dataset: Dataset, indices: Indices) -> tuple[Tensor, Indices]:
+    def _features(
+        self, dataset: Dataset, indices: Indices, between: Callable[[], None]
+    ) -> tuple[Tensor, Indices]:
         """(features (N, D), clean labels (N,)); the labels serve the report alone."""
         with self._in_order(dataset, indices) as loader:
             features, index = extract_features(
-                self.encoder, loader, self.normalize, self.place.device, indices
+                self.encoder, loader, self.normalize, self.place.device, indices, between
             )
         return features, dataset.labels[index.numpy()]
 

@@ -1,0 +1,52 @@
+"""What ends a run before its time, other than a mistake in its configuration; and the exit codes.
+
+    0    finished
+    1    failed: a Fault (one line, the newest intact checkpoint named) or a bug (a traceback)
+    2    a mistake in configuration, data or command line (ConfigError, one line)
+    75   stopped by SIGTERM or Ctrl-C, saved: the same command continues (EX_TEMPFAIL of sysexits.h)
+    130  a second Ctrl-C: ended at once
+
+`accelerate launch` has 1 for all but 0: there the run's manifest (status, why) and the last line tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+EXIT_FAULT = 1
+EXIT_MISTAKE = 2
+EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+
+
+class Fault(RuntimeError):
+    """Something failed under a running job; the message is one line that names it and the remedy."""
+
+
+class Stopped(BaseException):
+    """The run was asked to stop, and did. A BaseException: no handler of errors may take it for one."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "make the file system writable, or give another --runs folder",
+    errno.EACCES: "make it writable, or give another --runs folder",
+    errno.EPERM: "make it writable, or give another --runs folder",
+    errno.ENOENT: "restore its folder",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError inside becomes a Fault that names `path`, the reason and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "mend that")
+        reason = error.strerror or str(error)
+        raise Fault(f"cannot write {path}: {reason}; {remedy} and give the same command again") from error

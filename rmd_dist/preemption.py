@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C: asked to stop, a run finishes its step, saves and ends with a code of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rmd_dist.faults import EXIT_INTERRUPTED, Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+SAME_CTRL_C_SECONDS = 1.0
+"""A Ctrl-C reaches launcher and ranks at once, and the launcher passes it on: the ranks get it twice."""
+
+
+class Preemption:
+    """Handlers of SIGTERM and SIGINT while inside; afterwards those before are back.
+
+    Until `defer` is called a signal raises Stopped where the main thread is: nothing has begun that could
+    be saved. From then on it only sets `requested`, which the trainer reads between steps. A second Ctrl-C
+    ends the process at once. Outside the main thread, where Python allows no handlers, nothing is done.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the signal that asked for a stop."""
+        self._deferring = False
+        self._first = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def defer(self) -> None:
+        """From now on a signal waits for the trainer."""
+        self._deferring = True
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.requested is None:
+            self.requested, self._first = name, now
+            if not self._deferring:
+                raise Stopped(f"{name} before training began; the same command starts again")
+        elif number == signal.SIGINT and now - self._first > SAME_CTRL_C_SECONDS:
+            os.write(sys.stderr.fileno(), b"interrupted twice: ended at once, without a checkpoint\n")
+            os._exit(EXIT_INTERRUPTED)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
