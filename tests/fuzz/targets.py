@@ -22,7 +22,7 @@ import torch.utils.tensorboard
 from torch import nn
 
 from launch.compare import rows
-from rmd_dist.checkpoint import newest, open_checkpoint, restore, save_checkpoint
+from rmd_dist.checkpoint import collect, newest, open_checkpoint, restore, write_checkpoint
 from rmd_dist.cli import parse, save_yaml
 from rmd_dist.config import DistillConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.curves import PANELS, read_curve
@@ -171,7 +171,8 @@ def _make_checkpoints(folder: Path) -> None:
     module, optimizer = network()
     for step in (1, 2):
         _step(module, optimizer)
-        save_checkpoint(folder / "checkpoints", step, module, optimizer, {"scale": 1.0}, keep=2)
+        state = collect(step, module, optimizer, {"scaler": {"scale": 1.0}})
+        write_checkpoint(folder / "checkpoints", state, keep=2, follows=step - 1)
 
 
 def signed_tensors(folder: Path, data: bytes) -> None:

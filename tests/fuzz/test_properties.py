@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmd_dist.checkpoint import newest, save_checkpoint
+from rmd_dist.checkpoint import collect, newest, write_checkpoint
 from rmd_dist.cli import full_keys, parse, save_yaml
 from rmd_dist.config import ConfigError, DistillConfig, PretrainConfig
 from rmd_dist.data.noise import PROTOCOLS, make_noise, next_in_superclass
@@ -221,7 +221,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     module, optimizer = network()
     for step in (1, 2, 3, 4):
-        save_checkpoint(folder, step, module, optimizer, {}, keep=9)
+        write_checkpoint(folder, collect(step, module, optimizer, {"scaler": {}}), keep=9, follows=step - 1)
     return folder
 
 
