@@ -114,6 +114,8 @@ class Trainer:
         )
         self._save_asked = False
         self._warned_in_epoch = -1
+        self._logged: dict[str, float] = {}
+        self._collapsed_in_a_row = 0
         self.history = History(folder.path / "metrics.jsonl", self.step, task.headline)
         self.monitor = Monitor(
             folder.path,
@@ -213,6 +215,7 @@ class Trainer:
         tagged = {f"train/{name}": value for name, value in values.items()}
         if self.guard.skips:
             tagged["train/nonfinite_steps"] = self.guard.skipped
+        self._logged = tagged
         self.monitor.scalars(tagged, self.step)
         self.monitor.progress(self.step, values["loss"], values["lr"], values["images_per_second"])
         epoch = self.step // self.steps_per_epoch
@@ -293,6 +296,10 @@ class Trainer:
                 save_tensors(selected, self.task.exported.state_dict())
         shown = ", ".join(f"{tag} {value:.4g}" for tag, value in evaluation.scalars.items())
         self.monitor.info(f"epoch {self.step / self.steps_per_epoch:.3g}: {shown}")
+        collapsed = self.task.collapsed(evaluation.scalars, self._logged)
+        self._collapsed_in_a_row = self._collapsed_in_a_row + 1 if collapsed else 0
+        if collapsed and self._collapsed_in_a_row >= 2:
+            self.monitor.warning(collapsed)
         dist.barrier()
 
     def _between_batches(self) -> None:

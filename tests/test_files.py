@@ -115,3 +115,52 @@ def test_weights_of_another_model_are_refused_and_none_is_loaded(tensors, named,
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_bytes_are_those_of_safetensors_and_so_are_size_and_sum(tmp_path):
+    """Its own `save` is the reference (several metadata it writes in any order); all kinds of tensors."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import save
+
+    from rmd_dist.files import save_tensors
+
+    torch.manual_seed(0)
+    shared = torch.randn(4, 3, 5, 5)
+    tensors = {
+        "z": shared.to(memory_format=torch.channels_last),
+        "half": torch.randn(7).to(torch.bfloat16),
+        "a": shared,
+        "again": shared,
+        "count": torch.tensor(3),
+        "none": torch.zeros(0, 2),
+        "flags": torch.tensor([True, False, True]),
+        "double": torch.randn(2, dtype=torch.float64),
+    }
+    found = save_tensors(tmp_path / "x.safetensors", tensors)
+    plain = {name: t.contiguous().clone() for name, t in tensors.items()}
+    expected = save(plain, metadata={"format": "pt"})
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert found == (len(content), hashlib.sha256(content).hexdigest())
+    assert content == expected
+
+
+def test_nothing_here_can_run_code():
+    """No pickle and no torch.load in the package: tensors are safetensors, the rest is JSON.
+
+    data/archive.py is left out: CIFAR's archives are pickles, and it is what reads them without running them.
+    """
+    import re
+    from pathlib import Path
+
+    package = Path(__file__).parents[1] / "rmd_dist"
+    pattern = r"torch\.load\((?!.*weights_only=True)|^\s*(import|from) (pickle|dill|joblib)|np\.load\("
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "archive.py"
+        for line in path.read_text().splitlines()
+        if re.search(pattern, line)
+    ]
+    assert found == []

@@ -165,3 +165,15 @@ def test_bf16_trains_and_stays_close_to_fp32(tmp_path):
     assert losses["half"] == pytest.approx(losses["full"], rel=0.01) and losses["half"] != losses["full"]
     half = final_tensors("distill", tmp_path / "half")
     assert all(t.dtype == torch.float32 for t in half.values() if t.is_floating_point())
+
+
+def test_chance_level_twice_in_a_row_is_called_a_collapse(tmp_path, capsys):
+    """A student that learns nothing: loss of equal logits, accuracy of a guess; K and lr are named."""
+    argv = words("distill", tmp_path, "--lr", "0", "--eval.every_epochs", "1", "--loss", "gce")
+    train_tiny("distill", [*argv, "--max-steps", "10"])
+    assert "collapse" not in capsys.readouterr().out  # once may happen at the start of any training
+    train_tiny("distill", [*argv, "--max-steps", "30"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert found.count("warning: collapse: test accuracy") == 1
+    assert "is at chance level" in found and "(of equal logits: 1.144)" in found  # (1 - 0.1^0.7) / 0.7
+    assert "a lower --K (now 0.2) or --lr (now 0)" in found and "feature spread 0." in found

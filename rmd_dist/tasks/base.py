@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,19 @@ class Task(ABC):
     def warning(self, values: dict[str, float]) -> str | None:  # noqa: ARG002 - for tasks that have one
         """A warning that logged values (tag -> value) call for."""
         return None
+
+    @abstractmethod
+    def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
+        """What to say of an evaluation (tag -> value) that looks like a model which tells nothing apart.
+
+        `logged`: the newest training scalars. Said when two evaluations in a row look so.
+        """
+
+    def at_chance(self, accuracy: float) -> bool:
+        """Whether an accuracy on the test images is no better than guessing (within 3 standard errors)."""
+        chance = 1 / len(self.classes)
+        error = math.sqrt(chance * (1 - chance) / max(len(self.test_indices), 1))
+        return accuracy <= chance + 3 * error
 
     def pictures(self, batch: Batch) -> Pictures:
         """The augmented images of a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rmd_dist.data.loader import Batch, Loader
 from rmd_dist.data.noise import make_noise
 from rmd_dist.data.splits import Indices, hold_out, probe, subset
 from rmd_dist.evaluate import classification, extract_features, go_on, memorisation, predict_labels
-from rmd_dist.losses import RelationLoss, build_loss
+from rmd_dist.losses import RelationLoss, build_loss, feature_spread
 from rmd_dist.losses.relation import relation_matrices
 from rmd_dist.models.export import create, export, load
 from rmd_dist.tasks.base import Evaluation, Place, StepOutput, Task
@@ -129,13 +130,18 @@ class DistillTask(Task):
         x, y = self.normalize(batch.views[0]), self.given[batch.index]
         logits, features = module(x)
         task_loss = dist.global_mean(self.loss.per_sample(logits, y))
+        spread = {}
+        if logging:
+            spread["feature_spread"] = feature_spread(
+                dist.all_gather_rows(features.detach(), self.rank_sizes)
+            )
         if self.teacher is None or self.config.K == 0:
-            return StepOutput(task_loss, {"loss": task_loss.detach()})
+            return StepOutput(task_loss, {"loss": task_loss.detach()} | spread)
         with torch.no_grad():
             teacher_features = self.teacher(x)
         graph = self.relation(features, teacher_features, self.rank_sizes)
         loss = task_loss + self.config.K * graph.loss
-        values = {"loss": loss, "loss_task": task_loss, "loss_graph": graph.loss}
+        values = {"loss": loss, "loss_task": task_loss, "loss_graph": graph.loss} | spread
         values |= {"loss_node": graph.node, "loss_edge": graph.edge}
         if logging:
             values["gradient_ratio"] = self._gradient_ratio(task_loss, graph.loss, logits, features)
@@ -151,6 +157,19 @@ class DistillTask(Task):
         graph_square, task_square = dist.all_reduce_sum(squares)
         ratio: Tensor = self.config.K * (graph_square / task_square.clamp_min(1e-30)).sqrt()
         return ratio
+
+    def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
+        accuracy, config = measured["test/accuracy"], self.config
+        if not self.at_chance(accuracy):
+            return None
+        flat = float(self.loss(torch.zeros(1, len(self.classes)), torch.zeros(1, dtype=torch.int64)))
+        task_loss = logged.get("train/loss_task", logged.get("train/loss", math.nan))
+        advice = f"a lower --K (now {config.K:g}) or --lr" if config.K else "another --lr"
+        return (
+            f"collapse: test accuracy {accuracy:.2%} is at chance level, task loss {task_loss:.3f} (of equal "
+            f"logits: {flat:.3f}), feature spread {logged.get('train/feature_spread', math.nan):.3f} "
+            f"(collapsed: 0); start anew with {advice} (now {config.optim.lr:g})"
+        )
 
     def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
         test = self._predict(self.test_set, self.test_indices, between)

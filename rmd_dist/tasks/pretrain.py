@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ class PretrainTask(Task):
         return (
             f"collapse: the features' spread is {spread:.3f} (healthy: about 1), all images look "
             "alike; start anew with a lower --lr, a larger --batch-size or another --seed"
+        )
+
+    def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
+        accuracy = measured["eval/knn_accuracy"]
+        if not self.at_chance(accuracy):
+            return None
+        loss, spread = (logged.get(f"train/{name}", math.nan) for name in ("loss", "feature_spread"))
+        return (
+            f"collapse: kNN accuracy {accuracy:.2%} is at chance level, loss {loss:.3f} (collapsed: -1), "
+            f"feature spread {spread:.3f} (healthy: about 1); start anew with a lower --lr (now "
+            f"{self.config.optim.lr:g}), a larger --batch-size or another --seed"
         )
 
     def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:

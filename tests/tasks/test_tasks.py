@@ -86,6 +86,8 @@ def test_the_loss_and_the_ratio_of_its_gradients_by_plain_autograd(more, tmp_pat
         torch.autograd.grad(term, features, retain_graph=True)[0].norm() for term in (graph, task_loss)
     )
     expected["gradient_ratio"] = task.config.K * by_graph / by_task
+    directions = features / features.norm(dim=1, keepdim=True)
+    expected["feature_spread"] = directions.std(dim=0).mean() * features.shape[1] ** 0.5
     assert {k: float(v) for k, v in found.values.items()} == {
         k: pytest.approx(v.item(), rel=1e-4) for k, v in expected.items()
     }
