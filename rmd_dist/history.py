@@ -18,13 +18,19 @@ class History:
     def __init__(self, metrics: Path, step: int, tag: str) -> None:
         self.tag = tag
         self.records: list[tuple[int, dict[str, float]]] = []
+        self.closed: set[int] = set()
+        """Steps after which the results of a finished run are recorded."""
         if metrics.exists():
             for line in metrics.read_text().splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the torn last line of a killed run
-                if record.get("step", 0) <= step and tag in record:
+                if record.get("step", 0) > step:
+                    continue
+                if any(key.startswith("final/") for key in record):
+                    self.closed.add(int(record["step"]))
+                if tag in record:
                     numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
                     self.records.append((int(record["step"]), numbers))
 

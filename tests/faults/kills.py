@@ -12,6 +12,7 @@ an evaluation, the end); what was really going on is read off the files that the
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import random
 import re
@@ -38,7 +39,7 @@ EPOCH = 10  # steps of one; each ends in an evaluation
 ALONE = 20.0  # seconds that a rank has to notice that the other has gone
 HANG = 120.0  # seconds without any progress that nothing takes
 
-MOMENTS = ("any", "start-up", "training", "save", "save", "evaluation", "end")
+MOMENTS = ("any", "any", "start-up", "training", "save", "save", "save", "evaluation", "end")
 VICTIMS = ("both", "both", "rank 0", "rank 1")
 
 
@@ -55,7 +56,7 @@ class Kill:
     save: str
     """How far a save had come: "" (none), tensors, manifest, retention."""
     lost: int
-    """Steps done, less those of the newest intact checkpoint."""
+    """Steps done since the run went on, less those of the newest intact checkpoint."""
     seconds: float
     """Until all processes were gone."""
     alone: bool
@@ -69,8 +70,8 @@ class Run:
         self.stage, self.runs, self.steps = stage, runs, steps
         self.folder = runs / stage / "tiny"
         self.argv = words(
-            stage, runs, "--model", "resnet10t", "--batch-size", "24", "--data.train_samples", str(24 * EPOCH),
-            "--max-steps", str(steps), "--checkpoint.every_steps", str(EVERY), "--keep", "2",
+            stage, runs, "--model", "resnet10t", "--batch-size", "24", "--data.train_samples",
+            str(24 * EPOCH), "--max-steps", str(steps), "--checkpoint.every_steps", str(EVERY), "--keep", "2",
             "--eval.every_epochs", "1",
         )  # fmt: skip
         self.attempts = 0
@@ -126,17 +127,22 @@ class Run:
         return records
 
 
-def wait_for(moment: str, run: Run, job: Job, rng: random.Random, began: float) -> None:
-    """Until the moment has come, or the job has ended."""
-    before = run.trained()
+def begun(job: Job) -> bool:
+    """Whether training has begun: what an attempt before this one did beyond its checkpoint is forgotten."""
+    return bool(re.search(r"(starting|continuing at step \d+):", job.text()))
+
+
+def wait_for(moment: str, run: Run, job: Job, rng: random.Random, span: float) -> None:
+    """Until the moment has come, or the job has ended; `span`: seconds of an uninterrupted run."""
+    began = time.monotonic()
     signs: dict[str, tuple[Callable[[], bool], float]] = {
         # a sign, and the longest delay after it
-        "any": (lambda: True, 12.0),
+        "any": (lambda: True, span),
         "start-up": (lambda: True, 2.5),
-        "training": (lambda: before < run.trained() < run.steps, 2.0),
-        "save": (lambda: bool(run.saving()) and run.trained() > before, 0.05),
-        "evaluation": (lambda: run.trained() > before and run.evaluating(), 0.4),
-        "end": (lambda: run.trained() >= run.steps, 1.5),
+        "training": (lambda: begun(job), 2.0),
+        "save": (lambda: begun(job) and bool(run.saving()), 0.05),
+        "evaluation": (lambda: begun(job) and run.evaluating(), 0.4),
+        "end": (lambda: begun(job) and run.trained() >= run.steps, 1.5),
     }
     sign, longest = signs[moment]
     # Some saves and steps go by first.
@@ -149,7 +155,7 @@ def wait_for(moment: str, run: Run, job: Job, rng: random.Random, began: float) 
 
 def phase_of(run: Run, job: Job) -> str:
     """What training was doing, by the records."""
-    if not re.search(r"(starting|continuing at step \d+):", job.text()):
+    if not begun(job):
         return "start-up"
     if run.trained() >= run.steps and not run.evaluating():
         return "end"
@@ -158,12 +164,13 @@ def phase_of(run: Run, job: Job) -> str:
     return "training" if run.intact() else "before the first save"
 
 
-def attempt(run: Run, nursery: Nursery, moment: str, victim: str, rng: random.Random) -> Kill | None:
+def attempt(
+    run: Run, nursery: Nursery, moment: str, victim: str, rng: random.Random, span: float
+) -> Kill | None:
     """Start or continue the run and kill it; None if it came to its end before that."""
-    began = time.monotonic()
     job = run.start(nursery)
     try:
-        wait_for(moment, run, job, rng, began)
+        wait_for(moment, run, job, rng, span)
         rank = None if victim == "both" else int(victim[-1])
         saving = run.saving()
         killed = job.signal(rank, SIGKILL)
@@ -178,18 +185,20 @@ def attempt(run: Run, nursery: Nursery, moment: str, victim: str, rng: random.Ra
         assert codes == [0, 0], f"exit codes {codes}:\n{job.text()[-3000:]}"
         return None
     phase, intact, trained = phase_of(run, job), run.intact(), run.trained()
-    lost = max(0, trained - intact)
+    lost = max(0, trained - intact) if begun(job) else 0
     assert lost <= 2 * EVERY, f"{lost} steps lost at step {trained}"
     return Kill(run.stage, moment, victim, phase, saving, lost, job.gone() - killed, alone)
 
 
-def finish(run: Run, nursery: Nursery) -> None:
-    """Let the run come to its end."""
+def finish(run: Run, nursery: Nursery) -> float:
+    """Let the run come to its end; the seconds that took."""
+    began = time.monotonic()
     job = run.start(nursery)
     try:
         assert job.wait(10 * HANG) and job.codes() == [0, 0], job.text()[-3000:]
     finally:
         job.signal(None, SIGKILL)
+    return job.gone() - began
 
 
 def differences(run: Run, whole: Run) -> list[str]:
@@ -200,8 +209,9 @@ def differences(run: Run, whole: Run) -> list[str]:
         ours, theirs = (read_tensors(r.folder / name) for r in (run, whole))
         found += [f"{name}: {k}" for k in ours.keys() ^ theirs.keys()]
         found += [f"{name}: {k}" for k in ours.keys() & theirs.keys() if not torch.equal(ours[k], theirs[k])]
-    if scalars(run.folder) != scalars(whole.folder):
-        found.append("metrics.jsonl")
+    records = [[json.dumps(record) for record in scalars(r.folder)] for r in (run, whole)]
+    if records[0] != records[1]:
+        found += [f"metrics.jsonl: {line[:150]}" for line in difflib.unified_diff(*records, n=0, lineterm="")]
     for name in ("status", "step", "results"):
         told = [json.loads((r.folder / "manifest.json").read_text())[name] for r in (run, whole)]
         found += [f"manifest.json: {name}"] if told[0] != told[1] else []
@@ -214,25 +224,26 @@ def campaign(
     """Kill runs until `kills` are done, each run to its end; (kills, runs, differences)."""
     done: list[Kill] = []
     wrong: list[str] = []
-    rng, number, whole = random.Random(seed), 0, {}
+    rng, number = random.Random(seed), 0
+    whole: dict[str, tuple[Run, float]] = {}
     stages = ("distill", "pretrain")
     while len(done) < kills:
         stage = stages[number % 2]
         number += 1
         if stage not in whole:
-            whole[stage] = Run(stage, where / "whole" / stage, steps)
-            finish(whole[stage], nursery)
+            peaceful = Run(stage, where / "whole" / stage, steps)
+            whole[stage] = (peaceful, finish(peaceful, nursery))
         run = Run(stage, where / f"killed-{number}", steps)
         while len(done) < kills:
             moment, victim = next(moments)
-            kill = attempt(run, nursery, moment, victim, rng)
+            kill = attempt(run, nursery, moment, victim, rng, whole[stage][1])
             if kill is None:
                 break
             done.append(kill)
             print(f"{len(done):4} {kill}", file=sys.stderr, flush=True)
         else:
             finish(run, nursery)
-        wrong += [f"run {number} ({stage}): {what}" for what in differences(run, whole[stage])]
+        wrong += [f"run {number} ({stage}): {what}" for what in differences(run, whole[stage][0])]
     return done, number, wrong
 
 
@@ -251,9 +262,7 @@ def report(kills: list[Kill], runs: int, wrong: list[str]) -> str:
         if chosen:
             lost = [k.lost for k in chosen]
             saves = sum(bool(k.save) for k in chosen)
-            rows.append(
-                f"| {phase} | {len(chosen)} | {saves} | {statistics.mean(lost):.1f} | {max(lost)} |"
-            )
+            rows.append(f"| {phase} | {len(chosen)} | {saves} | {statistics.mean(lost):.1f} | {max(lost)} |")
     victims, stages = Counter(k.victim for k in kills), Counter(k.stage for k in kills)
     saves = Counter(k.save for k in kills if k.save)
     drawn_any = [k for k in kills if k.moment == "any"]

@@ -122,9 +122,7 @@ class Nursery:
         self._listener.start()
         self._ready = False
 
-    def start(
-        self, stage: str, argv: Sequence[str], *, ranks: int, output: Path, sabotage: str = ""
-    ) -> Job:
+    def start(self, stage: str, argv: Sequence[str], *, ranks: int, output: Path, sabotage: str = "") -> Job:
         """Fork the ranks of `launch/STAGE.py ARGV`; they share a process group of their own."""
         asked = {"stage": stage, "argv": list(argv), "ranks": ranks, "sabotage": sabotage}
         asked |= {"output": str(output), "port": free_port()}
@@ -133,7 +131,9 @@ class Nursery:
         with self._news:
             stdin.write(json.dumps(asked) + "\n")
             stdin.flush()
-            answered = self._news.wait_for(lambda: bool(self._forked) or self._process.poll() is not None, READY)
+            answered = self._news.wait_for(
+                lambda: bool(self._forked) or self._process.poll() is not None, READY
+            )
             assert answered and self._forked, "the nursery gives no answer; its errors are on stderr"
             job = Job(self._forked.pop(), output)
             self._jobs |= dict.fromkeys(job.pids, job)

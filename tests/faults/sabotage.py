@@ -1,12 +1,14 @@
 """Faults that have to be planted inside a rank; all others come from outside.
 
-    raise:RANK:STEP     the rank raises in its optimizer step
-    loader:RANK:BATCH   the rank's loader thread raises at its batch
+raise:RANK:STEP     the rank raises in its optimizer step
+loader:RANK:BATCH   the rank's loader thread raises at its batch
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,18 +20,29 @@ def install(what: str) -> None:
     _INSTALLERS[kind](int(rank), int(number))
 
 
-def _raise_in_step(rank: int, number: int) -> None:
+def _at_step(rank: int, number: int, action: Callable[[], None]) -> None:
     from rmd_dist import dist
     from rmd_dist.trainer import Trainer
 
     step = Trainer.train_step
 
-    def raising(self: Trainer, *args: Any, **options: Any) -> Any:
+    def acting(self: Trainer, *args: Any, **options: Any) -> Any:
         if dist.rank() == rank and self.step == number:
-            raise LookupError("broken on purpose")
+            action()
         return step(self, *args, **options)
 
-    Trainer.train_step = raising  # type: ignore[method-assign]
+    Trainer.train_step = acting  # type: ignore[method-assign]
+
+
+def _raise_in_step(rank: int, number: int) -> None:
+    def fail() -> None:
+        raise LookupError("broken on purpose")
+
+    _at_step(rank, number, fail)
+
+
+def _stall(rank: int, number: int) -> None:
+    _at_step(rank, number, lambda: time.sleep(10))
 
 
 def _raise_in_loader(rank: int, number: int) -> None:
@@ -46,7 +59,8 @@ def _raise_in_loader(rank: int, number: int) -> None:
 
     Augmenter.render = raising  # type: ignore[method-assign]
 
-_INSTALLERS = {"raise": _raise_in_step, "loader": _raise_in_loader}
+
+_INSTALLERS = {"raise": _raise_in_step, "loader": _raise_in_loader, "stall": _stall}
 
 
 def main() -> None:
