@@ -116,11 +116,11 @@ class Nursery:
             start_new_session=True,
         )
         self._jobs: dict[int, Job] = {}
-        self._forked: list[list[int]] = []
-        self._news = threading.Condition()
+        self._forked: list[Job] = []
+        self._output = Path(os.devnull)
+        self._news, self._lost = threading.Condition(), False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self._ready = False
 
     def start(self, stage: str, argv: Sequence[str], *, ranks: int, output: Path, sabotage: str = "") -> Job:
         """Fork the ranks of `launch/STAGE.py ARGV`; they share a process group of their own."""
@@ -129,15 +129,12 @@ class Nursery:
         stdin = self._process.stdin
         assert stdin is not None
         with self._news:
+            self._output = output
             stdin.write(json.dumps(asked) + "\n")
             stdin.flush()
-            answered = self._news.wait_for(
-                lambda: bool(self._forked) or self._process.poll() is not None, READY
-            )
-            assert answered and self._forked, "the nursery gives no answer; its errors are on stderr"
-            job = Job(self._forked.pop(), output)
-            self._jobs |= dict.fromkeys(job.pids, job)
-        return job
+            self._news.wait_for(lambda: bool(self._forked) or self._lost, READY)
+            assert self._forked, "the nursery gives no answer; its errors are on stderr"
+            return self._forked.pop()
 
     def _listen(self) -> None:
         stdout = self._process.stdout
@@ -146,11 +143,15 @@ class Nursery:
             news = json.loads(line)
             with self._news:
                 if "forked" in news:
-                    self._forked.append(news["forked"])
+                    job = Job(news["forked"], self._output)
+                    self._jobs |= dict.fromkeys(job.pids, job)
+                    self._forked.append(job)
                 else:
-                    # A rank may end before its job is registered by `start`, which holds the lock till then.
                     self._jobs[news["pid"]].ended[news["pid"]] = (news["code"], news["at"])
                 self._news.notify_all()
+        with self._news:
+            self._lost = True
+            self._news.notify_all()
 
     def close(self) -> None:
         """End the nursery, and the ranks that are left."""
