@@ -4,6 +4,7 @@ python launch/compare.py runs/distill/A runs/distill/B ... [--plot curves.png]
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rmd_dist.cli import run
@@ -20,20 +21,32 @@ def main() -> None:
 
     from rmd_dist.curves import plot_runs
     from rmd_dist.printing import print_table
+
+    table = rows(args.runs)
+    print_table("results", ["run", "status", "measure", *COLUMNS.values()], table)
+    if args.plot:
+        plot_runs(args.runs, [folder.name for folder in args.runs], args.plot)
+
+
+def rows(runs: Sequence[Path]) -> list[list[str]]:
+    """One row of the table for each run folder. Raises ConfigError for what is none."""
     from rmd_dist.run import read_manifest
 
-    rows = []
-    for folder in args.runs:
+    found = []
+    for folder in runs:
         manifest = read_manifest(folder)
         if not manifest:
             raise ConfigError(f"{folder} is not a run folder: it has no manifest.json")
         results = manifest.get("results", {})
-        cells = [f"{100 * results[k]['value']:.2f} %" if k in results else "-" for k in COLUMNS]
-        measure = results.get("last", {}).get("tag", "-")
-        rows.append([folder.name, manifest.get("status", "?"), measure, *cells])
-    print_table("results", ["run", "status", "measure", *COLUMNS.values()], rows)
-    if args.plot:
-        plot_runs(args.runs, [folder.name for folder in args.runs], args.plot)
+        try:
+            cells = [f"{100 * results[k]['value']:.2f} %" if k in results else "-" for k in COLUMNS]
+            measure = str(results["last"]["tag"]) if "last" in results else "-"
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{folder}: the results in its manifest.json are damaged ({error!r})"
+            ) from error
+        found.append([folder.name, manifest.get("status", "?"), measure, *cells])
+    return found
 
 
 if __name__ == "__main__":

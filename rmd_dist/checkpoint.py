@@ -8,7 +8,6 @@ checkpoint exists only when it is whole. Learning rate, data order and augmentat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 from rmd_dist.config import ConfigError
 from rmd_dist.files import load_weights, read_tensors, save_tensors, sha256, write_json
+from rmd_dist.reading import read_json, regular_size
 
 FORMAT = 1
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MANIFEST_TYPES = {"format": int, "step": int, "scalars": dict, "size": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -107,22 +108,27 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint by its manifest. Raises ConfigError if it is missing, foreign or damaged."""
     try:
-        manifest = json.loads(path.with_suffix(".json").read_text())
+        manifest = read_json(path.with_suffix(".json"))
         if manifest["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
-        expected, digest = int(manifest["size"]), str(manifest["sha256"])
-        step, scalars = int(manifest["step"]), dict(manifest["scalars"])
-        size = path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+        wrong = [key for key, kind in _MANIFEST_TYPES.items() if type(manifest[key]) is not kind]
+        if wrong or type(manifest["scalars"].get("scaler")) is not dict:
+            raise ValueError(f"bad {', '.join(wrong) or 'scaler'} in its manifest")
+        expected, step = manifest["size"], manifest["step"]
+        if path.stem != f"step-{step:09d}":
+            raise ValueError(f"its manifest is of step {step}")
+        size = regular_size(path)
+        intact = size == expected and sha256(path) == manifest["sha256"]
+    except (OSError, ValueError, KeyError) as error:
         reason = "it has no file" if isinstance(error, FileNotFoundError) else repr(error)
         raise ConfigError(
             f"{path} is not an intact checkpoint: {reason} ({path.name} with its .json)"
-        ) from None
+        ) from error
     if size != expected:
         raise ConfigError(f"{path} has {size} bytes, its manifest says {expected}")
-    if sha256(path) != digest:
+    if not intact:
         raise ConfigError(f"{path} does not have the SHA-256 of its manifest")
-    return Checkpoint(path, step, scalars)
+    return Checkpoint(path, step, manifest["scalars"])
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -130,18 +136,30 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     tensors = read_tensors(checkpoint.path)
     model = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
     load_weights(module, model, checkpoint.path)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *checkpoint.scalars.items()]:
         if key.startswith(_OPTIMIZER):
-            index, name = key.removeprefix(_OPTIMIZER).split("/")
+            index, _, name = key.removeprefix(_OPTIMIZER).partition("/")
+            known = index.isdecimal() and len(index) < 9 and int(index) < len(parameters)
+            if not known or not _fits(name, value, parameters[int(index)]):
+                raise ConfigError(
+                    f"{checkpoint.path}: {key} is no state of this model's optimizer; resume from another"
+                )
             state.setdefault(int(index), {})[name] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameters[number].shape:
                 # Strides like the parameter's, as they were before the save.
                 values[name] = torch.empty_like(parameters[number]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fits(name: str, value: Any, parameter: Tensor) -> bool:
+    """Whether `value` can be the optimizer state `name` of `parameter`: a step count, or shaped like it."""
+    if isinstance(value, Tensor) and name != "step":
+        return value.is_floating_point() and value.shape == parameter.shape
+    return name == "step" and isinstance(value, int | float | Tensor)
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import difflib
 import faulthandler
+import functools
 import json
 import os
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from rmd_dist import __version__
 from rmd_dist.config import SHORT_NAMES, ConfigError, DistillConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.config_check import validate
+from rmd_dist.config_text import MAX_CHARACTERS, guarded
 from rmd_dist.faults import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_STOPPED, Fault, Stopped
 
 _FIRST_SECONDS = 2.0  # that a machine's first rank has to say what another one would say too
@@ -36,6 +39,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    _guard_yaml()
     parser = ArgumentParser(
         exit_on_error=False,
         description=(cls.__doc__ or "").splitlines()[0],
@@ -48,20 +52,68 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     words = sys.argv[1:] if argv is None else list(argv)
     if positional:
         words = _with_flag(words, positional)
+    files = [following for word, following in pairwise(words) if word == "--config"]
     try:
+        _check_files(files)
         namespace = parser.parse_args(_joined(_expand(words, cls), cls))
     except ArgumentError as error:
         problem = _one_line(str(error), cls)
-        files = [following for word, following in pairwise(words) if word == "--config"]
         in_file = problem.startswith(("Problems parsing", "Unexpected config")) and files
         raise ConfigError(f"{', '.join(files)}: {problem}" if in_file else problem) from None
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse passes on whatever hostile text makes its parts raise
+        where = f"{', '.join(files)}: " if files else ""
+        raise ConfigError(
+            f"{where}cannot be read as a configuration: {_one_line(str(error), cls)}"
+        ) from error
     for key, kind in get_type_hints(cls).items():
         if is_dataclass(kind) and not hasattr(getattr(namespace, key), "__dict__"):
             raise ConfigError(
                 f"{key} = {getattr(namespace, key)!r} must be a group of keys, such as {key}: {{...}}"
             )
+    _refuse_null(namespace, cls)
     config: Config = parser.instantiate(namespace)  # type: ignore[no-untyped-call, unused-ignore]
     return validate(cls(**{f.name: getattr(config, f.name) for f in fields(cls)}))
+
+
+def _refuse_null(values: Any, cls: type, prefix: str = "") -> None:
+    """ConfigError for a null where none is meant: jsonargparse lets it pass."""
+    for key, kind in get_type_hints(cls).items():
+        value = getattr(values, key)
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            _refuse_null(value, kind, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(kind):
+            raise ConfigError(f"{prefix}{key} = null is not valid; allowed: {_wanted(cls, key)}")
+
+
+@functools.cache
+def _guard_yaml() -> None:
+    """Have jsonargparse read YAML, of files and of the command line, through the guard."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    stages = (PretrainConfig, DistillConfig)
+    groups = {key for cls in stages for key, kind in get_type_hints(cls).items() if is_dataclass(kind)}
+    load = guarded(get_loader("yaml"), frozenset(groups | {"config"}))
+    set_loader("yaml", load, (yaml.YAMLError,))
+
+
+def _check_files(names: Sequence[str]) -> None:
+    """ConfigError for a configuration file that is too large or no file; a missing one is named later.
+
+    Below /dev/fd are the pipes of a shell's `<(...)`, which end; an ordinary FIFO may never.
+    """
+    for name in names:
+        try:
+            status = Path(name).stat()
+        except (OSError, ValueError):
+            continue
+        if not stat.S_ISREG(status.st_mode) and not name.startswith("/dev/fd/"):
+            raise ConfigError(f"{name} is not a regular file; give a YAML file to --config")
+        if status.st_size > MAX_CHARACTERS:
+            raise ConfigError(f"{name} has {status.st_size} bytes, a configuration at most {MAX_CHARACTERS}")
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -17,8 +17,17 @@ DATASETS = ("cifar10", "cifar100", "digits")
 class ConfigError(ValueError):
     """A value or a combination that cannot work; the message names it, what is allowed and the remedy.
 
-    Raised by every module for a mistake of the user's; launch scripts print it without a traceback.
+    Raised by every module for a mistake of the user's; launch scripts print it without a traceback. Always
+    one plain line: control characters, which may come from a file's content, are written as escapes, and
+    of a very long message the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        if len(message) > 2000:
+            message = f"{message[:1400]} ... {message[-400:]}"
+        super().__init__(message)
 
 
 @dataclass
@@ -246,8 +255,8 @@ class RunConfig:
     resume_allow: tuple[str, ...] = ()
     """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
 
-    precision: Literal["launch", "no", "bf16", "fp16"] = "launch"
-    """Mixed precision; `launch`: what accelerate launch was told."""
+    precision: Literal["launch", "no", "bf16", "fp16", "fp64"] = "launch"
+    """Mixed precision; `launch`: what accelerate launch was told; fp64: all of it in double, for checks."""
 
     cpu: bool = False
     """Use the CPU even where there is a GPU."""

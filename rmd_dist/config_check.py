@@ -64,16 +64,25 @@ RANGES: dict[str, tuple[float, float]] = {
     "knn_temperature": (1e-6, _INF),
 }
 
+# What default names of runs are made from.
+_IN_FOLDER_NAMES = frozenset({"run.name", "model.name", "loss", "noise.protocol"})
+
 
 def validate(config: _Config) -> _Config:
     """Check ranges and combinations and fill in what depends on the data set; returns the config.
 
     Raises ConfigError naming key, value, what is allowed and the remedy.
     """
-    for key, value in _numbers(config):
+    for key, text in _leaves(config):
+        _check_text(key, text)
+    for key, value in _leaves(config):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         low, high = RANGES.get(key, (-_INF, _INF))
-        if not low <= value <= high or value == _INF:
-            raise ConfigError(f"{key} = {value} is out of range; allowed: {low:g} to {high:g}, finite")
+        huge = isinstance(value, int) and abs(value) >= 2**63
+        if not low <= value <= high or value == _INF or huge:
+            shown = "a number beyond 2^63" if huge else value
+            raise ConfigError(f"{key} = {shown} is out of range; allowed: {low:g} to {high:g}, finite")
     if isinstance(config, EvaluateConfig):
         return config
     data, optim = config.data, config.optim
@@ -98,16 +107,39 @@ def validate(config: _Config) -> _Config:
         low, high = config.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")
-    elif config.student_init == "teacher" and config.K == 0 and config.teacher is None:
+        return config
+    if not all(str(name).isidentifier() for name in config.loss_options):
+        raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
+    if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
         raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
     return config
 
 
-def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted key, value) of every number of a config."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            yield from _numbers(value, f"{prefix}{f.name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{f.name}", value
+def _check_text(key: str, value: Any) -> None:
+    """ConfigError for text that cannot stand in a file name, a YAML or a line of a log."""
+    if not isinstance(value, str):
+        return
+    if not value.isprintable() or len(value) > 4096:
+        raise ConfigError(
+            f"{key} = {value[:60]!r} has control characters or is too long; give one plain line"
+        )
+    if key in _IN_FOLDER_NAMES and (set(value) & {"/"} or value in ("", ".", "..") or len(value) > 100):
+        raise ConfigError(
+            f"{key} = {value[:60]!r} cannot be part of a folder's name; give 1 to 100 letters, no /"
+        )
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is not a group; of lists and dicts each of their values."""
+    items = (
+        config.items()
+        if isinstance(config, dict)
+        else ((f.name, getattr(config, f.name)) for f in fields(config))
+    )
+    for name, value in items:
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield from ((f"{prefix}{name}", item) for item in value)
+        else:
+            yield f"{prefix}{name}", value

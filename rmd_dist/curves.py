@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmd_dist.config import ConfigError
+from rmd_dist.history import read_records
 
 PANELS = {
     "test/accuracy": "accuracy on the clean test set",
@@ -21,11 +20,7 @@ def read_curve(run: Path, tag: str) -> tuple[list[int], list[float]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         raise ConfigError(f"{path} does not exist; give run folders such as runs/distill/NAME")
-    records = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # the torn last line of a killed run
-            records.append(json.loads(line))
-    found = [(int(r["step"]), float(r[tag])) for r in records if r.get(tag) is not None]
+    found = [(step, values[tag]) for step, values in read_records(path) if tag in values]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rmd_dist.config import ConfigError
+from rmd_dist.reading import regular_size
+
+MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: 40 000 tensors, where a large model has a thousand
 
 
 @contextlib.contextmanager
@@ -105,31 +107,49 @@ _DTYPES = {
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named CPU tensors of a safetensors file. Raises ConfigError if it is missing or damaged."""
     try:
+        regular_size(path)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header} bytes, at most {MAX_HEADER_BYTES} are sensible")
         return load_file(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give the path of a safetensors file") from None
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # torch, too, has its own for shapes that cannot be
+        reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{path} is not an intact safetensors file ({error}); restore or remove it"
-        ) from None
+            f"{path} is not an intact safetensors file ({reason}); restore or remove it"
+        ) from error
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """`load_state_dict` that answers a mismatch with one clear line."""
+    """`load_state_dict` that answers a mismatch with one clear line (see `check_weights`)."""
+    check_weights(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def check_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """ConfigError, naming `source`, unless `tensors` have the names, shapes and kinds of the module's."""
     own = module.state_dict()
     missing = sorted(own.keys() - tensors.keys())
     foreign = sorted(tensors.keys() - own.keys())
-    wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
-    if missing or foreign or wrong:
+    common = own.keys() & tensors.keys()
+    wrong = [k for k in common if own[k].shape != tensors[k].shape]
+    foreign_kind = [k for k in common if own[k].is_floating_point() != tensors[k].is_floating_point()]
+    if missing or foreign or wrong or foreign_kind:
         details = [
             f"{len(names)} {what} (such as {sorted(names)[0]})"
-            for names, what in ((missing, "missing"), (foreign, "unknown"), (wrong, "of another shape"))
+            for names, what in (
+                (missing, "missing"),
+                (foreign, "unknown"),
+                (wrong, "of another shape"),
+                (foreign_kind, "of another kind of number"),
+            )
             if names
         ]
         raise ConfigError(
             f"{source} holds another model: tensors {', '.join(details)}; check the model's name"
         )
-    module.load_state_dict(tensors)
 
 
 def sha256(path: Path) -> str:

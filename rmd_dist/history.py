@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rmd_dist.config import ConfigError
+from rmd_dist.reading import parse_json, read_bytes
+
+MAX_BYTES = 1 << 30  # a thousand epochs of CIFAR-10 take 25 MB
 SELECTION = "validation/accuracy_noisy"
+
+
+def read_records(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, numbers by tag) of each whole line of a metrics.jsonl; nothing if there is no such file.
+
+    Lines that are no records are left out: the torn last one of a killed run, and whatever else got in.
+    Raises ConfigError if it cannot be read.
+    """
+    try:
+        lines = read_bytes(metrics, MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{metrics} cannot be read ({error}); restore it or remove it") from error
+    for line in lines:
+        try:
+            record = parse_json(line)
+        except ValueError:
+            continue
+        if type(record.get("step")) is int:
+            yield record["step"], {k: v for k, v in record.items() if isinstance(v, int | float)}
 
 
 class History:
@@ -20,19 +45,11 @@ class History:
         self.records: list[tuple[int, dict[str, float]]] = []
         self.closed: set[int] = set()
         """Steps after which the results of a finished run are recorded."""
-        if metrics.exists():
-            for line in metrics.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the torn last line of a killed run
-                if record.get("step", 0) > step:
-                    continue
-                if any(key.startswith("final/") for key in record):
-                    self.closed.add(int(record["step"]))
-                if tag in record:
-                    numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
-                    self.records.append((int(record["step"]), numbers))
+        for at, values in read_records(metrics):
+            if at <= step and any(key.startswith("final/") for key in values):
+                self.closed.add(at)
+            if at <= step and tag in values:
+                self.records.append((at, values))
 
     def has(self, step: int) -> bool:
         """Whether an evaluation of `step` is recorded."""

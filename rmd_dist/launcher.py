@@ -46,10 +46,11 @@ def refuse_separate_runs(group: int) -> None:
     alone = _launched_by_accelerate() and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if alone or asked != group:
+        exported = "; if it was your shell that set MASTER_ADDR: unset MASTER_ADDR" if alone else ""
         raise ConfigError(
             f"{'several' if alone else asked} processes were asked for, this one is in a group of {group}: "
             "they would be separate runs; on CPUs use --config_file configs/accelerate/cpu2.yaml "
-            "(that is --multi_gpu --num_processes N, without --cpu)"
+            f"(that is --multi_gpu --num_processes N, without --cpu){exported}"
         )
 
 

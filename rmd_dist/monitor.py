@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist import figures
+from rmd_dist.config import ConfigError
 from rmd_dist.console import Screen, make_table, plain_text
 from rmd_dist.faults import writing
 from rmd_dist.files import atomic_path
+from rmd_dist.reading import parse_json, regular_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,9 +178,14 @@ def trim_metrics(path: Path, first_step: int) -> int:
     """Drop from a metrics.jsonl the records of `first_step` and later, atomically.
 
     Lines that cannot be read (a kill or a power failure can tear the last) go too; returns their number.
+    Raises ConfigError if the file cannot be read at all.
     """
-    if not path.exists():
+    try:
+        regular_size(path)
+    except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore it or remove it") from error
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept, damaged = [], 0
     for line in lines:
@@ -198,8 +205,8 @@ def _step_of(line: str) -> int | None:
     if not line.endswith("\n"):
         return None
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = parse_json(line)["step"]
+    except (ValueError, KeyError):
         return None
     return step if isinstance(step, int) else None
 

@@ -16,6 +16,7 @@ from rmd_dist.cli import flatten, save_yaml
 from rmd_dist.config import AnyConfig, ConfigError, PretrainConfig
 from rmd_dist.faults import writing
 from rmd_dist.files import atomic_path, remove_debris, write_json
+from rmd_dist.reading import read_json
 
 # Keys that change where, how fast or how often, never what is computed: a run may continue with other values.
 FREE_KEYS = (
@@ -182,16 +183,26 @@ def _within(key: str, given: str) -> bool:
     return key == given or key.startswith(f"{given}.")
 
 
+_MANIFEST_TYPES: dict[str, type] = {
+    **dict.fromkeys(("config", "results"), dict),
+    **dict.fromkeys(("stage", "dataset", "model", "status", "teacher"), str),
+}
+"""Of what others read in a manifest; a key may be absent."""
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """`manifest.json` of a run folder; empty if absent. Raises ConfigError if it is damaged."""
     path = folder / "manifest.json"
-    if not path.exists():
-        return {}
     try:
-        manifest = json.loads(path.read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("not an object")
+        manifest = read_json(path)
+        wrong = [
+            key for key, kind in _MANIFEST_TYPES.items() if not isinstance(manifest.get(key, kind()), kind)
+        ]
+        if wrong:
+            raise ValueError(f"bad {', '.join(wrong)}")
         return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); give another --name") from None
 

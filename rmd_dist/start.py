@@ -14,11 +14,11 @@ from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfi
 from rmd_dist.data.prepare import prepare
 from rmd_dist.faults import Fault, Stopped
 from rmd_dist.launcher import as_fault, from_main, stop_with_launcher, workers_per_rank
-from rmd_dist.preemption import Preemption
+from rmd_dist.preemption import Preemption, while_ranks_meet
 from rmd_dist.printing import preparation_progress
 from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
-from rmd_dist.trainer import Trainer, make_accelerator
+from rmd_dist.trainer import Trainer, make_accelerator, precision_of
 
 
 def train(config: AnyConfig) -> dict[str, Any]:
@@ -30,8 +30,10 @@ def train(config: AnyConfig) -> dict[str, Any]:
     stop_with_launcher()
     folder = RunFolder(config)
     try:
+        with while_ranks_meet():
+            accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
         with Preemption() as preemption:
-            results = _train(config, folder, preemption)
+            results = _train(config, accelerator, folder, preemption)
     except RuntimeError as error:
         if (fault := as_fault(error)) is None:
             raise
@@ -42,8 +44,7 @@ def train(config: AnyConfig) -> dict[str, Any]:
     return results
 
 
-def _train(config: AnyConfig, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
+def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
     place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
     from_main(folder.open)
     try:
@@ -90,7 +91,7 @@ def _build_trainer(
     set_seed(config.run.seed)  # weights are drawn the same on every rank
     task = _build_task(config, folder, place)
     # What a run began with is part of it: the samples, their labels, the teacher, the precision.
-    about = task.about() | {"precision": accelerator.mixed_precision}
+    about = task.about() | {"precision": precision_of(config, accelerator)}
     now = {key: about[key] for key in RECORDED if key in about}
     from_main(lambda: folder.refuse_other(**now))
     return Trainer(config, accelerator, folder, task, preemption)

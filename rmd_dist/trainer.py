@@ -46,7 +46,7 @@ def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int 
     launch` join one gloo group only if the script asks for it.
     """
     on_cpu = cpu or not torch.cuda.is_available()
-    mixed = None if precision == "launch" else precision
+    mixed = {"launch": None, "fp64": "no"}.get(precision, precision)
     if on_cpu and (mixed or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise ConfigError(
             "fp16 runs on GPUs only (on a CPU it would silently be fp32); use --precision bf16 or no"
@@ -58,6 +58,11 @@ def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int 
     if accelerator.device.type == "cpu":
         set_torch_threads(threads)
     return accelerator
+
+
+def precision_of(config: AnyConfig, accelerator: Accelerator) -> str:
+    """What a run computes in: no (fp32), bf16, fp16 or fp64."""
+    return "fp64" if config.run.precision == "fp64" else accelerator.mixed_precision
 
 
 class Trainer:
@@ -73,7 +78,8 @@ class Trainer:
     ) -> None:
         self.preemption = preemption
         self.config, self.accelerator, self.folder, self.task = config, accelerator, folder, task
-        self.raw = dist.convert_batch_norm(task.module, accelerator.device).to(accelerator.device)
+        self.raw = dist.convert_batch_norm(task.module, accelerator.device)
+        self.raw.to(accelerator.device, task.dtype)
         if config.model.channels_last:
             self.raw.to(memory_format=torch.channels_last)
         optim = config.optim
@@ -329,7 +335,7 @@ class Trainer:
         self.folder.finish(step=self.step, why=None, complete=complete, results=results, **about)
 
     def _announce(self) -> None:
-        world, precision = dist.world_size(), self.accelerator.mixed_precision
+        world, precision = dist.world_size(), precision_of(self.config, self.accelerator)
         if dist.is_main():
             about = {"world_size": world, "precision": precision} | self.task.about()
             self.folder.begin(self.step, **about)

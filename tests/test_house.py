@@ -148,20 +148,6 @@ def test_configs_are_mappings(path: Path) -> None:
     assert text.startswith("#")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_accelerate_reads_its_configs(path: Path) -> None:
-    """Accelerate knows every key; several processes are started by the launcher that can start several."""
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(path))
-    assert config.num_processes >= 1
-    assert config.mixed_precision in ("no", "bf16")
-    # MULTI_CPU and NO would start one process whatever num_processes says.
-    assert str(config.distributed_type.value) == ("MULTI_GPU" if config.num_processes > 1 else "NO")
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
 def test_launch_scripts_are_thin(path: Path) -> None:
     """An entry script parses, builds, runs and closes."""
@@ -199,7 +185,9 @@ def test_set_up_ends_at_the_scripts() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name
+    "path",
+    [*sorted((ROOT / "scripts").glob("*.sh")), *(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"],
+    ids=lambda path: path.name,
 )
 def test_scripts_are_sound(path: Path) -> None:
     """Executable, stop at the first error, and parse."""

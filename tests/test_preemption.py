@@ -17,7 +17,8 @@ import torch
 from rmd_dist.checkpoint import newest
 from rmd_dist.faults import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 from rmd_dist.preemption import Preemption
-from tests.resume.test_kill import LIMIT, finish, scalars, start
+from tests.launched import LIMIT, finish
+from tests.resume.test_kill import launch, scalars
 from tests.tiny import final_tensors, words
 
 SOON = 15.0  # seconds a stop may take on a loaded machine; launchers grant 30
@@ -54,7 +55,7 @@ def test_a_stopped_run_has_saved_and_ends_as_if_never_stopped(tmp_path):
     more = ["--max-steps", "24", "--eval.every_epochs", "1"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     folder = stopped / "distill" / "tiny"
-    process = start("distill", words("distill", stopped, *more), 2)
+    process = launch("distill", words("distill", stopped, *more), 2)
     wait_for(process, reached(folder, 13))
     os.killpg(process.pid, signal.SIGINT)
     output = end(process)
@@ -68,8 +69,8 @@ def test_a_stopped_run_has_saved_and_ends_as_if_never_stopped(tmp_path):
     assert len(list((folder / "checkpoints").iterdir())) == 2  # ONE checkpoint
     assert not list(folder.rglob("*.tmp"))
 
-    finish(start("distill", words("distill", stopped, *more), 2))
-    finish(start("distill", words("distill", whole, *more), 2))
+    finish(launch("distill", words("distill", stopped, *more), 2))
+    finish(launch("distill", words("distill", whole, *more), 2))
     assert (manifest(folder)["status"], manifest(folder)["why"]) == ("finished", None)
     expected, tensors = final_tensors("distill", whole), final_tensors("distill", stopped)
     assert [k for k in expected if not torch.equal(expected[k], tensors[k])] == []
@@ -81,7 +82,7 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(tmp_path):
     more = "--max-steps 20 --eval.every_epochs 1 --eval.batch_size 1 --data.test_samples 797".split()
     folder = tmp_path / "distill" / "tiny"
     argv = words("distill", tmp_path, *more)
-    process = start("distill", argv, 2)
+    process = launch("distill", argv, 2)
     wait_for(process, reached(folder, 10))
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(max(int(pid) for pid in ranks), signal.SIGTERM)
@@ -89,13 +90,13 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(tmp_path):
     found = newest(folder / "checkpoints", warn=pytest.fail)
     assert found is not None and found.step == 10, output
     assert "test/accuracy" not in (folder / "metrics.jsonl").read_text()
-    output = finish(start("distill", argv, 2))
+    output = finish(launch("distill", argv, 2))
     measured = [r["step"] for r in scalars(folder) if "test/accuracy" in r]
     assert measured == [10, 20]  # that of step 10 was made after all, once
 
 
 def test_a_signal_before_training_leaves_nothing(tmp_path):
-    process = start("pretrain", words("pretrain", tmp_path, "--max-steps", "3"), 1)
+    process = launch("pretrain", words("pretrain", tmp_path, "--max-steps", "3"), 1)
     folder = tmp_path / "pretrain" / "tiny"
     wait_for(process, folder.exists)
     process.send_signal(signal.SIGTERM)
@@ -109,8 +110,10 @@ def test_a_run_stops_when_its_launcher_is_gone(tmp_path):
     """accelerate with one process passes no signal on; its run must not go on unseen."""
     argv = words("distill", tmp_path, "--epochs", "400")
     script = [str(Path(__file__).parents[1] / "launch/distill.py"), *argv]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    process = subprocess.Popen([*launch, *script], start_new_session=True, stdout=-1, stderr=-2, text=True)
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    process = subprocess.Popen(
+        [*accelerate, *script], start_new_session=True, stdout=-1, stderr=-2, text=True
+    )
     folder = tmp_path / "distill" / "tiny"
     try:
         wait_for(process, reached(folder, 3))

@@ -1,6 +1,7 @@
 """The loop: exact continuation, the same weights on any number of ranks, what a run leaves behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.tiny import (
 )
 
 BOTH = pytest.mark.parametrize("stage", ["pretrain", "distill"])
+LAST_WEIGHT = {"pretrain": "predictor.3.weight", "distill": "model.fc.weight"}
 
 
 @BOTH
@@ -32,8 +34,44 @@ def test_a_stopped_run_continues_bit_for_bit(stage, tmp_path):
 
 
 @BOTH
-def test_the_same_weights_on_any_number_of_ranks(stage, tmp_path, ranks):
-    """Contract 1; 48 samples a step on 1, 2, 3 and 4 ranks, and unequal shares (50 on 3).
+def test_twenty_steps_on_any_number_of_ranks(stage, tmp_path, ranks):
+    """Contract 1, to the last digits: in fp64 nothing but a broken contract can part 1, 2, 3 and 4 ranks.
+
+    26 samples a step, so that shares are unequal on 3 and 4 ranks; two epochs begin in between.
+    """
+    more = "--precision fp64 --batch-size 26 --data.train_samples 208 --max-steps 20".split()
+    found = {}
+    for world in (1, 2, 3, 4):
+        runs = tmp_path / str(world)
+        ranks(world).run(train_tiny, stage, words(stage, runs, *more))
+        found[world] = losses(runs / stage / "tiny"), final_tensors(stage, runs)
+    expected, tensors = found.pop(1)
+    assert len(expected) == 20 and tensors["model/" + LAST_WEIGHT[stage]].dtype == torch.float64
+    for world, (its_losses, its_tensors) in found.items():
+        assert its_losses == pytest.approx(expected, rel=1e-10), world
+        assert greatest_difference(its_tensors, tensors) < 1e-10, world
+        assert update_difference(its_tensors, tensors) < 1e-10, world
+
+
+def test_a_run_in_fp64_continues_in_fp64_alone(tmp_path):
+    arguments = words("distill", tmp_path, "--max-steps")
+    train_tiny("distill", [*arguments, "1", "--precision", "fp64"])
+    train_tiny("distill", [*arguments, "2", "--precision", "fp64"])
+    manifest = json.loads((tmp_path / "distill/tiny/manifest.json").read_text())
+    assert (manifest["step"], manifest["precision"]) == (2, "fp64")
+    with pytest.raises(ConfigError, match=r"precision: fp64 -> no"):
+        train_tiny("distill", [*arguments, "3", "--precision", "no"])
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every step of a run."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [r["train/loss"] for r in records if "train/loss" in r]
+
+
+@BOTH
+def test_fp32_on_any_number_of_ranks(stage, tmp_path, ranks):
+    """The same in fp32, as far as rounding lets it be seen; 48 samples a step, and unequal shares (50 on 3).
 
     After the first step all weights agree to rounding. The second sees what the first made of batch norm,
     order and averaging; by then rounding may put single activations on the other side of a ReLU's kink
@@ -158,11 +196,8 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
 def test_bf16_trains_and_stays_close_to_fp32(tmp_path):
     for name, precision in (("full", "no"), ("half", "bf16")):
         train_tiny("distill", words("distill", tmp_path / name, "--max-steps", "3", "--precision", precision))
-    losses = {}
-    for name in ("full", "half"):
-        lines = (tmp_path / name / "distill/tiny/metrics.jsonl").read_text().splitlines()
-        losses[name] = [r["train/loss"] for r in map(json.loads, lines) if "train/loss" in r]
-    assert losses["half"] == pytest.approx(losses["full"], rel=0.01) and losses["half"] != losses["full"]
+    full, halved = (losses(tmp_path / name / "distill" / "tiny") for name in ("full", "half"))
+    assert halved == pytest.approx(full, rel=0.01) and halved != full
     half = final_tensors("distill", tmp_path / "half")
     assert all(t.dtype == torch.float32 for t in half.values() if t.is_floating_point())
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from rmd_dist import __version__
 from rmd_dist.config import ConfigError
 from rmd_dist.data.datasets import DatasetInfo, Samples
+from rmd_dist.reading import read_json, regular_size
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and of how much (0: not known)."""
@@ -170,7 +171,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the beton `path`. Raises ConfigError when it is missing or no manifest."""
     beside = path.with_suffix(".json")
     try:
-        manifest = json.loads(beside.read_bytes())
+        manifest = read_json(beside)
         if manifest["format"] != MANIFEST_VERSION:
             raise ValueError(f"format {manifest['format']}, this version reads {MANIFEST_VERSION}")
         wrong = [key for key, kind in _MANIFEST_TYPES.items() if type(manifest[key]) is not kind]
@@ -180,7 +181,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"has no manifest {beside.name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"has a damaged manifest {beside.name} ({error!s:.100})") from error
-    return dict(manifest)
+    return manifest
 
 
 _MANIFEST_TYPES = {
@@ -207,6 +208,7 @@ def check_beton(path: Path) -> BetonHeader:
     """
     manifest = read_manifest(path)
     try:
+        regular_size(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size != manifest["beton_bytes"]:

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist.config import ConfigError
-from rmd_dist.data.archive import load_pickled_dict, read_members
+from rmd_dist.data.archive import MAX_MEMBER_BYTES, load_pickled_dict, read_members
 from rmd_dist.data.classes import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE
 from rmd_dist.data.lock import exclusive
+from rmd_dist.reading import read_bytes
 
 SIZE = 32
 COUNTS = {"train": 50_000, "test": 10_000}
@@ -64,7 +65,10 @@ def find(name: str, root: Path, source: Path | None) -> Path:
     """The tar or unpacked folder to read: in `source`, else in `root`, else downloaded into `root`."""
     layout = LAYOUTS[name]
     if source is not None:
-        found = _look(layout, source)
+        try:
+            found = _look(layout, source)
+        except OSError as error:  # a folder that may not be looked into
+            raise _unreadable(source, error) from error
         if found is None:
             what = (
                 "does not exist" if not source.exists() else f"holds no {layout.folder} and no {layout.tar}"
@@ -118,16 +122,19 @@ def _download(name: str, root: Path) -> Path:
 
 def sha256(name: str, place: Path) -> str:
     """SHA-256 of a tar; of the names and contents of the official files in an unpacked folder."""
-    if place.is_file():
-        with place.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     layout = LAYOUTS[name]
-    digest = hashlib.sha256()
-    for member in (*layout.members["train"], *layout.members["test"], layout.meta):
-        if (place / member).is_file():
-            digest.update(f"{member}\n".encode())
-            digest.update((place / member).read_bytes())
-    return digest.hexdigest()
+    try:
+        if place.is_file():
+            with place.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for member in (*layout.members["train"], *layout.members["test"], layout.meta):
+            if (place / member).is_file():
+                digest.update(f"{member}\n".encode())
+                digest.update(read_bytes(place / member, MAX_MEMBER_BYTES))
+        return digest.hexdigest()
+    except OSError as error:
+        raise _unreadable(place, error) from error
 
 
 def load(name: str, split: str, place: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -157,18 +164,25 @@ def load(name: str, split: str, place: Path) -> tuple[npt.NDArray[np.uint8], npt
 
 
 def _read(layout: Layout, place: Path, names: Sequence[str]) -> dict[str, bytes]:
-    if place.is_file():
-        paths = [f"{layout.folder}/{name}" for name in names]
-        return {path.rpartition("/")[2]: data for path, data in read_members(place, paths).items()}
     try:
-        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+        if place.is_file():
+            paths = [f"{layout.folder}/{name}" for name in names]
+            return {path.rpartition("/")[2]: data for path, data in read_members(place, paths).items()}
+        present = [name for name in names if (place / name).is_file()]
+        return {name: read_bytes(place / name, MAX_MEMBER_BYTES) for name in present}
     except OSError as error:
-        raise ConfigError(f"{place} cannot be read: {error}") from error
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{place} cannot be read: {error}")
 
 
 def _check_names(layout: Layout, meta: dict[str, Any]) -> None:
     given = meta.get(layout.names_key)
-    names = [n.decode("ascii", "replace") if isinstance(n, bytes) else n for n in given or ()]
+    if not isinstance(given, list) or not all(isinstance(name, str | bytes) for name in given):
+        raise ConfigError(f"it has no list of class names: not {layout.title}")
+    names = [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in given]
     if tuple(names) != layout.classes:
         raise ConfigError(f"its class names are not those of {layout.title}: {str(names)[:80]}")
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist.config import ConfigError
-from rmd_dist.data.archive import MAX_MEMBER_BYTES, load_pickled_dict
+from rmd_dist.data.archive import load_pickled_dict
+from rmd_dist.reading import regular_size
 
 FILES = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
 NAMES = {
@@ -22,6 +23,7 @@ NAMES = {
     "cifar100": ("noisy_label",),
 }
 HOME = "http://noisylabels.com"
+MAX_BYTES = 64 << 20  # of the unpacked pickle; the published one of CIFAR-10 has 2.4 MB
 
 
 def load_human_labels(
@@ -40,7 +42,10 @@ def load_human_labels(
     if name not in NAMES[dataset]:
         allowed = ", ".join(f"human:{n}" for n in NAMES[dataset])
         raise ConfigError(f"noise protocol human:{name} is unknown for {dataset}; choose one of {allowed}")
-    path = place if place.is_file() else place / FILES[dataset]
+    try:
+        path = place if place.is_file() else place / FILES[dataset]
+    except OSError as error:  # a folder that may not be looked into
+        raise ConfigError(f"{place} cannot be read: {error}") from error
     content = _read(path)
     own, labels = (_labels(content, key, num_classes, path) for key in ("clean_label", name))
     count = len(clean)
@@ -54,9 +59,10 @@ def load_human_labels(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        regular_size(path)
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if m.filename.rpartition("/")[2] == "data.pkl"]
-            if len(members) != 1 or members[0].file_size > MAX_MEMBER_BYTES:
+            if len(members) != 1 or members[0].file_size > MAX_BYTES:
                 raise zipfile.BadZipFile("no single data.pkl of a sensible size in it")
             payload = archive.read(members[0])
     except FileNotFoundError:

@@ -44,14 +44,18 @@ class Batch:
 
 
 def normalize(
-    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool = True
+    images: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    channels_last: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """uint8 (b, H, W, 3) -> float32 (b, 3, H, W) = (images / 255 - mean) / std, on the same device.
+    """uint8 (b, H, W, 3) -> (b, 3, H, W) = (images / 255 - mean) / std in fp32, then `dtype`; same device.
 
     The result is channels_last in memory, as the images are, unless that is declined.
     """
     scale, shift = _affine(tuple(mean), tuple(std), images.device)
-    floats = images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
+    floats = images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift).to(dtype)
     return floats if channels_last else floats.contiguous()
 
 

@@ -53,14 +53,13 @@ class _Relation(torch.autograd.Function):
         form = cheaper(batch, width, len(sizes)) if loss.form == "auto" else loss.form
         graph = FORMS[form](student, teacher, sizes, loss.weights(batch), loss.node_target, need)
         norms = graph.squares.sqrt()
-        weights = norms.new_tensor([loss.node_weight, loss.edge_weight])
         if need:
-            # d sqrt(x) = dx / (2 sqrt(x)), and 0 at 0
-            k = (weights * (dist.average_gradient_scale() / 2) / norms).masked_fill_(norms == 0, 0.0)
-            ctx.save_for_backward(graph.gradient(k))
+            inverse = norms.reciprocal().masked_fill_(norms == 0, 0.0)  # the gradient of a norm at 0 is 0
+            ctx.save_for_backward(graph.gradient(inverse))
         node, edge = norms.to(student.dtype).unbind()
         ctx.mark_non_differentiable(node, edge)
-        return torch.dot(weights, norms).to(student.dtype), node, edge
+        ctx.set_materialize_grads(False)
+        return torch.add(loss.node_weight * node, edge, alpha=loss.edge_weight), node, edge
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,13 +113,14 @@ class RelationLoss(nn.Module):
         self.reference_batch = reference_batch
 
     def weights(self, batch: int) -> Weights:
-        """Of diagonal and off-diagonal squares in a graph of `batch` nodes."""
-        if self.reference_batch is None:
-            return Weights(1.0, 1.0)
-        nodes = self.reference_batch
-        pairs = batch * (batch - 1)
-        diag = nodes / batch
-        return Weights(diag, nodes * (nodes - 1) / pairs if pairs else diag)  # a lone node has no pairs
+        """Of diagonal and off-diagonal squares in a graph of `batch` nodes, and of the norms' gradients."""
+        diag = off = 1.0
+        if self.reference_batch is not None:
+            nodes, pairs = self.reference_batch, batch * (batch - 1)
+            diag = nodes / batch
+            off = nodes * (nodes - 1) / pairs if pairs else diag  # a lone node has no pairs
+        scale = dist.average_gradient_scale()
+        return Weights(diag, off, self.node_weight * scale, self.edge_weight * scale)
 
     def forward(self, student: Tensor, teacher: Tensor, sizes: Sequence[int] | None = None) -> RelationTerms:
         """Terms of the graph of all ranks' samples.

@@ -14,6 +14,8 @@ sum_ij w_ij x_ij^2, and its gradient is taken with respect to this rank's studen
     d edge / d s_i = 4 sum_j w_ij (E_s - E_t)_ij s_j        (row i and column i of a symmetric matrix)
     d node / d s_i = 2 sum_j w_ij residual_ij t_j
 
+Constants enter products as Python numbers: a tensor made of them would make a GPU wait for the host.
+
 `rows_form` makes this rank's b rows of the matrices; `gram_form` takes D x D sums over ranks instead.
 Neither has a collective in its gradient.
 """
@@ -42,10 +44,12 @@ NodeTarget = Literal["identity", "teacher"]
 
 
 class Weights(NamedTuple):
-    """Weights of diagonal and off-diagonal squares; `off` is above 0."""
+    """Weights of diagonal and off-diagonal squares, and of the two norms in a gradient; `off` is above 0."""
 
     diag: float
     off: float
+    node: float
+    edge: float
 
 
 class Graph(NamedTuple):
@@ -55,13 +59,14 @@ class Graph(NamedTuple):
     """(2,) fp64: node, edge."""
 
     gradient: Callable[[Tensor], Tensor]
-    """k (2,) -> d (k_0 node + k_1 edge) / d student features, (b, D)."""
+    """1 / norms (2,) -> gradient of weights.node x (node norm) + weights.edge x (edge norm), (b, D)."""
 
 
 class Aligned(NamedTuple):
     """A student's and a teacher's z-scores, and what turns a gradient of the student's into its features'."""
 
     s: Tensor  # (b, D)
+    t: Tensor  # (b, D)
     delta: Tensor  # (b, D), S - T
     features: Tensor  # (b, D_s)
     mean: Tensor  # (b, 1)
@@ -83,7 +88,7 @@ def z_scores(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = rows.mean(1, keepdim=True)
     rows.sub_(mean)
     std = torch.linalg.vector_norm(rows, dim=1, keepdim=True).mul_(features.shape[1] ** -0.5)
-    rstd = (std > mean.abs() * _CONSTANT) / std.clamp_min(1e-30)
+    rstd = std.masked_fill_(std <= mean.abs().mul_(_CONSTANT), torch.inf).reciprocal_()
     return rows.mul_(rstd), mean, rstd
 
 
@@ -94,18 +99,18 @@ def align(student: Tensor, teacher: Tensor) -> Aligned:
     """
     if student.shape[1] == teacher.shape[1]:
         both, mean, rstd = z_scores(torch.cat([student, teacher]))
-        s, t = both.chunk(2)
-        mean, rstd = mean[: len(s)], rstd[: len(s)]
+        mean, rstd = mean[: len(student)], rstd[: len(student)]
     else:
         s, mean, rstd = z_scores(student)
         t, _, _ = z_scores(teacher)
         # Zero columns change no inner product. The caller divides by D_s, the teacher's are over D_t.
         t *= (s.shape[1] / t.shape[1]) ** 0.5
         width = max(s.shape[1], t.shape[1])
-        s, t = F.pad(s, (0, width - s.shape[1])), F.pad(t, (0, width - t.shape[1]))
+        both = torch.cat([F.pad(s, (0, width - s.shape[1])), F.pad(t, (0, width - t.shape[1]))])
     own = student.dtype
-    # copy: for fp64 features the subtraction in place would else reach the rows just returned.
-    return Aligned(s.to(own, copy=True), s.sub_(t).to(own), student, mean.to(own), rstd.to(own))
+    s, t = both.to(own, copy=True).chunk(2)  # copy: `both` may be fp64 as well, and is used up next
+    exact_s, exact_t = both.chunk(2)
+    return Aligned(s, t, exact_s.sub_(exact_t).to(own), student, mean.to(own), rstd.to(own))
 
 
 def cheaper(batch: int, width: int, world: int) -> Literal["rows", "gram"]:
@@ -133,19 +138,20 @@ def rows_form(
         need: whether the gradient is wanted; it is made in the same pass over the matrices.
     """
     own = align(student, teacher)
-    s, delta = own.s, own.delta
+    s, t, delta = own.s, own.t, own.delta
     batch, start, width = sum(sizes), sum(sizes[: dist.rank()]), s.shape[1]
-    all_s, all_delta = s, delta
+    all_s, all_t, all_delta = s, t, delta
     if dist.world_size() > 1:
         gathered = dist.all_gather_rows(torch.cat([s, delta], dim=1), sizes)
         all_s, all_delta = gathered[:, :width], gathered[:, width:]
-    all_t = all_s - all_delta
-    t = all_t[start : start + len(s)]
+        all_t = all_s - all_delta
     identity = target == "identity"
-    root = (weights.diag / weights.off) ** 0.5
+    root, scale = (weights.diag / weights.off) ** 0.5, weights.off / student.shape[1] ** 2
     squares = s.new_zeros(2, dtype=torch.float64)
-    parts = s.new_empty(2, *s.shape) if need else s.new_empty(0)
+    by_node, by_edge = weights.node * scale, 2 * weights.edge * scale  # d sqrt(x) = dx / (2 sqrt(x))
     step = max(64, _BLOCK_NUMEL // max(batch, 1))
+    one_block = 0 < len(s) <= step
+    parts = s.new_empty(2, *s.shape) if need and not one_block else None
     for block in (slice(first, min(first + step, len(s))) for first in range(0, len(s), step)):
         matrices = s.new_empty(2, block.stop - block.start, batch)
         node, edge = matrices.unbind()
@@ -161,19 +167,23 @@ def rows_form(
         if root != 1:  # w_ij / w_off: its root for the square, and once more for the gradient
             diagonal.mul_(root)
         # fp64 over rows, so that rounding does not grow with the batch
-        squares += torch.linalg.vector_norm(matrices, dim=2).double().square().sum(1)
-        if need:
-            if root != 1:
-                diagonal.mul_(root)
-            torch.mm(node, all_t, out=parts[0, block])
-            torch.mm(edge, all_s, out=parts[1, block])
-    scale = weights.off / student.shape[1] ** 2
+        row_norms = torch.linalg.vector_norm(matrices, dim=2)
+        squares += torch.linalg.vector_norm(row_norms, dim=1, dtype=torch.float64).square_()
+        if need and root != 1:
+            diagonal.mul_(root)
+        if parts is not None:
+            parts[0, block].addmm_(node, all_t, beta=0, alpha=by_node)
+            parts[1, block].addmm_(edge, all_s, beta=0, alpha=by_edge)
 
-    def gradient(k: Tensor) -> Tensor:
-        factors = (k * k.new_tensor([2 * scale, 4 * scale])).to(parts.dtype)
-        return own.feature_gradient(torch.mv(parts.flatten(1).T, factors).view_as(s))
+    def gradient(inverse: Tensor) -> Tensor:
+        b, a = inverse.to(s.dtype).unbind()
+        if parts is None:  # the one block is still at hand
+            grad = torch.mm(node.mul_(b * by_node), all_t).addmm_(edge.mul_(a * by_edge), all_s)
+        else:
+            grad = parts[0].mul_(b).add_(parts[1].mul_(a))
+        return own.feature_gradient(grad)
 
-    return Graph(dist.all_reduce_sum(squares) * scale, gradient)
+    return Graph(dist.all_reduce_sum(squares).mul_(scale), gradient)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -203,15 +213,14 @@ def gram_form(
     step = max(64, _BLOCK_NUMEL // 4 // width)
     blocks = list(zip(torch.split(student, step), torch.split(teacher, step), strict=True))
 
-    def prepared(student: Tensor, teacher: Tensor) -> tuple[Aligned, Tensor, Tensor, Tensor]:
+    def prepared(student: Tensor, teacher: Tensor) -> tuple[Aligned, Tensor, Tensor]:
         own = align(student, teacher)
-        t = own.s - own.delta
-        node_diag = torch.linalg.vecdot(own.s if identity else own.delta, t)
-        return own, t, node_diag, torch.linalg.vecdot(own.delta, own.s + t)
+        node_diag = torch.linalg.vecdot(own.s if identity else own.delta, own.t)
+        return own, node_diag, torch.linalg.vecdot(own.delta, own.s + own.t)
 
     sums, squares = student.new_zeros(3, width, width), student.new_zeros(4, dtype=torch.float64)
     for block in blocks:
-        own, _, node_diag, edge_diag = prepared(*block)
+        own, node_diag, edge_diag = prepared(*block)
         sums[0].addmm_(own.s.T, own.s)
         sums[1].addmm_(own.s.T, own.delta)
         sums[2].addmm_(own.delta.T, own.delta)
@@ -219,27 +228,29 @@ def gram_form(
         squares += diagonals.double().square().sum(1)
     g, x, q = dist.all_reduce_sum(sums)
     diag_in_sums, diag = dist.all_reduce_sum(squares).view(2, 2)
-    tt = g - x - x.T + q
+    xt = x.T.contiguous()
+    tt = (g - x).sub_(xt).add_(q)
     # Both sums of squares, of S T^T or Delta T^T, and of Delta S^T and T Delta^T:
     gross = torch.stack([_inner((g if identity else q), tt), _inner(g + tt, q)])
     off = gross - diag_in_sums
-    off[1] += 2 * _inner(x.T - q, x)
+    off[1] += 2 * _inner(xt - q, x)
     # a difference that is all rounding is 0: its root would not be small, nor a gradient over that root
     off = off.masked_fill(off < 8 * torch.finfo(student.dtype).eps * gross, 0.0)
     scale = 1 / student.shape[1] ** 2
 
-    def gradient(k: Tensor) -> Tensor:
+    def gradient(inverse: Tensor) -> Tensor:
         # edge: Delta G + T X^T; node: S T^T T, or Delta T^T T. Gathered by what stands on the left:
-        b, a = (k * k.new_tensor([2 * scale, 4 * scale])).to(student.dtype)
-        of_s, of_delta = a * weights.off * x.T, a * weights.off * (g - x.T)
-        (of_s if identity else of_delta).add_(b * weights.off * tt)
+        b, a = inverse.to(student.dtype).unbind()
+        b, a = b * (weights.node * scale), a * (2 * weights.edge * scale)
+        of_s, of_delta = xt * (a * weights.off), (g - xt).mul_(a * weights.off)
+        (of_s if identity else of_delta).addcmul_(tt, b * weights.off)
         out = torch.empty_like(student)
         for block, out_block in zip(blocks, torch.split(out, step), strict=True):
-            own, t, node_diag, _ = prepared(*block)
+            own, node_diag, _ = prepared(*block)
             grad = torch.mm(own.s, of_s).addmm_(own.delta, of_delta)
             node_change = weights.diag * (node_diag - target_diag) - weights.off * node_diag
             # the edges' diagonal pulls along s_i itself, which z-scores cannot follow: no change needed
-            grad.addcmul_(b * node_change[:, None], t)
+            grad.addcmul_(b * node_change[:, None], own.t)
             out_block.copy_(own.feature_gradient(grad))
         return out
 

@@ -6,17 +6,18 @@ The folder is a timm model: `timm.create_model("local-dir:FOLDER", pretrained=Tr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 import rmd_dist.models.resnet  # noqa: F401  (registers the CIFAR ResNets with timm)
 from rmd_dist.config import ConfigError
-from rmd_dist.files import load_weights, read_tensors, save_tensors, sha256, write_json
+from rmd_dist.files import check_weights, load_weights, read_tensors, save_tensors, sha256, write_json
+from rmd_dist.reading import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -40,7 +41,9 @@ def create(name: str, num_classes: int) -> Any:  # timm's models share methods, 
 
     Raises ConfigError naming close models if timm does not know `name`.
     """
-    if not timm.is_model(name):
+    if (
+        not timm.is_model(name) or "." in name
+    ):  # what follows a dot would be timm's name of weights to download
         near = timm.list_models(f"*{name.split('_')[0]}*cifar*") or timm.list_models("*_cifar*")
         raise ConfigError(f"model.name = {name!r} is not a timm model; try {', '.join(near)}")
     return timm.create_model(name, num_classes=num_classes)
@@ -80,14 +83,22 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
         raise ConfigError(f"{path} has no {WEIGHTS}: {hint}, or name a file in its checkpoints/ folder")
     tensors = _inference_part(read_tensors(file))
     about = _about(folder) or _about(folder.parent)  # checkpoints/ lie one folder below
-    architecture = str(about.get("architecture") or default_architecture)
-    module = create(architecture, num_classes=0)
-    classifier = tensors.get(f"{module.pretrained_cfg['classifier']}.weight")
-    num_classes = 0 if classifier is None else len(classifier)
-    if num_classes:
-        module = create(architecture, num_classes)
+    architecture, dataset, stage = (about.get(key) for key in ("architecture", "dataset", "stage"))
+    if not all(isinstance(value, str | None) for value in (architecture, dataset, stage)):
+        raise ConfigError(
+            f"{folder}: architecture, dataset and stage must be text; restore {CONFIG} or remove it"
+        )
+    architecture = architecture or default_architecture
+    # First without memory: the file's names and shapes decide whether there will be a model.
+    with torch.device("meta"):
+        outline = create(architecture, num_classes=0)
+        classifier = tensors.get(f"{outline.pretrained_cfg['classifier']}.weight")
+        num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
+        if num_classes and classifier is not None and classifier.numel():
+            outline = create(architecture, num_classes)
+    check_weights(outline, tensors, file)
+    module = create(architecture, num_classes)
     load_weights(module, tensors, file)
-    dataset, stage = about.get("dataset"), about.get("stage")
     return LoadedModel(module, architecture, num_classes, dataset, stage, file, sha256(file))
 
 
@@ -104,18 +115,17 @@ def _about(folder: Path) -> dict[str, Any]:
     """Architecture, data set and stage by a folder's config.json (exports), else its manifest.json (runs)."""
     config, manifest = _read_json(folder / CONFIG), _read_json(folder / "manifest.json")
     if config:
-        about: dict[str, Any] = config.get("rmd_dist", {})
+        about = config.get("rmd_dist", {})
+        if not isinstance(about, dict):
+            raise ConfigError(f"{folder / CONFIG} is damaged (bad rmd_dist); restore it or remove it")
         return about | {"architecture": config.get("architecture")}
     return manifest | {"architecture": manifest.get("model")} if manifest else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-        return config
-    except ValueError as error:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or remove it") from None

@@ -74,6 +74,8 @@ class Task(ABC):
 
     module: nn.Module
     classes: Sequence[str]
+    dtype: torch.dtype
+    """Of weights and images, outside autocast."""
     headline: str
     """Tag of the accuracy that the closing table shows."""
     exported: nn.Module
@@ -90,8 +92,13 @@ class Task(ABC):
         )
         info = self.train_set.info
         self.classes = info.classes
+        self.dtype = torch.float64 if config.run.precision == "fp64" else torch.float32
         self.normalize = partial(
-            normalize, mean=info.mean, std=info.std, channels_last=config.model.channels_last
+            normalize,
+            mean=info.mean,
+            std=info.std,
+            channels_last=config.model.channels_last,
+            dtype=self.dtype,
         )
         self.test_indices: Indices = np.arange(len(self.test_set))[: data.test_samples]
 

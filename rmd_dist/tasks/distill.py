@@ -120,7 +120,7 @@ class DistillTask(Task):
             self.student.load_state_dict(state, strict=False)
         if config.model.channels_last:
             encoder = encoder.to(memory_format=torch.channels_last)
-        frozen: nn.Module = encoder.to(self.place.device).eval().requires_grad_(False)
+        frozen: nn.Module = encoder.to(self.place.device, self.dtype).eval().requires_grad_(False)
         return frozen
 
     def train_loader(self) -> Loader:

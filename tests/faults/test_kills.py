@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
@@ -51,3 +51,18 @@ def _alive(pid: int) -> bool:
     import psutil
 
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_rank_that_waits_for_another_one_at_the_start_can_be_stopped(number, nursery, tmp_path):
+    """Launchers grant 30 s; a handler would not be called before the wait ends, after minutes."""
+    job = nursery.start("distill", words("distill", tmp_path), ranks=2, output=tmp_path / "output")
+    try:
+        job.signal(1, SIGKILL)  # long before the two have met
+        time.sleep(4)
+        assert job.codes() == [None, -SIGKILL]
+        job.signal(None, number)
+        assert job.wait(5) and job.codes() == [-number, -SIGKILL]
+    finally:
+        job.signal(None, SIGKILL)
+    assert not (tmp_path / "distill").exists()

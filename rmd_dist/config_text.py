@@ -1,0 +1,51 @@
+"""YAML from anywhere, looked at before it is built: small, shallow, without aliases.
+
+PyYAML's C loader overflows the stack on deep nesting, and ten lines of aliases can stand for more than any
+memory holds ("billion laughs").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+MAX_CHARACTERS = 1 << 20
+MAX_DEPTH = 20  # configurations have groups of keys, some with lists: 3
+
+_OPENING = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+_CLOSING = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+
+
+def guarded(load: Callable[[str], Any], groups: frozenset[str]) -> Callable[[str], Any]:
+    """`load` (text -> value) that raises yaml.YAMLError for all that is wrong with the text.
+
+    `groups` are keys that stand for more keys; text in their place would be taken for another file's name.
+    """
+
+    def checked(text: str) -> Any:
+        _check(text)
+        try:
+            value = load(text)
+        except ValueError as error:  # a number of thousands of digits
+            raise yaml.YAMLError(f"it has a value that cannot be read: {error}") from error
+
+        files = [key for key in groups if isinstance(value, dict) and isinstance(value.get(key), str)]
+        if files:
+            raise yaml.YAMLError(f"{files[0]} must be a group of keys, such as {files[0]}: {{...}}")
+        return value
+
+    return checked
+
+
+def _check(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, _OPENING) - isinstance(event, _CLOSING)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH}")
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"it has the alias *{event.anchor}; write the value out")
