@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -120,6 +121,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (faults.py)."""
     if sys.__stderr__:
         faulthandler.enable(sys.__stderr__)  # what ends a process by SIGSEGV or SIGBUS says where it was
+    threading.excepthook = functools.partial(_tell_of_thread, threading.excepthook)
     try:
         code = main() or 0
     except ConfigError as error:
@@ -138,6 +140,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # an orderly exit would wait for ranks that may not come, or abort in gloo's threads
     sys.exit(code)
+
+
+def _tell_of_thread(
+    usual: Callable[[threading.ExceptHookArgs], object], what: threading.ExceptHookArgs
+) -> None:
+    """A traceback for what ended a thread, but for TensorBoard's: its next call raises that, told as a Fault."""
+    if not type(what.thread).__module__.startswith("tensorboard."):
+        usual(what)
 
 
 def _tell(line: str, code: int) -> int:
