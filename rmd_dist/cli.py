@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import threading
@@ -145,7 +146,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _tell_of_thread(
     usual: Callable[[threading.ExceptHookArgs], object], what: threading.ExceptHookArgs
 ) -> None:
-    """A traceback for what ended a thread, but for TensorBoard's: its next call raises that, told as a Fault."""
+    """A traceback for what ended a thread, but for TensorBoard's: its next call raises that."""
     if not type(what.thread).__module__.startswith("tensorboard."):
         usual(what)
 
@@ -156,6 +157,7 @@ def _tell(line: str, code: int) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "rmd_dist.dist" in sys.modules:
         from rmd_dist import dist
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the first rank has ended
         dist.tell_failure(line)
         first = local_rank == 0 or (
             dist.world_size() > 1 and not dist.told_failure(dist.rank() - local_rank, _FIRST_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,24 @@ def train(config: AnyConfig) -> dict[str, Any]:
     stop_with_launcher()
     folder = RunFolder(config)
     try:
-        with while_ranks_meet():
+        with while_ranks_meet(), _told(folder):
             accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
-        with Preemption() as preemption:
-            results = _train(config, accelerator, folder, preemption)
+        with Preemption() as preemption, _told(folder):  # a launcher's SIGTERM must not cut the telling off
+            return _train(config, accelerator, folder, preemption)
+    finally:
+        folder.close()
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder) -> Iterator[None]:
+    """What fails inside becomes a Fault that names the newest intact checkpoint, and is recorded."""
+    try:
+        yield
     except RuntimeError as error:
         if (fault := as_fault(error)) is None:
             raise
         _record(folder, fault)
         raise Fault(f"{fault}; {_newest_intact(folder)}") from error
-    finally:
-        folder.close()
-    return results
 
 
 def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:

@@ -42,7 +42,11 @@ def _raise_in_step(rank: int, number: int) -> None:
 
 
 def _stall(rank: int, number: int) -> None:
-    _at_step(rank, number, lambda: time.sleep(10))
+    def stall() -> None:
+        print("stalling", flush=True)
+        time.sleep(10)
+
+    _at_step(rank, number, stall)
 
 
 def _raise_in_loader(rank: int, number: int) -> None:

@@ -114,7 +114,8 @@ def launcher_stopped(at: Scene) -> Outcome:
 
 
 def twice(at: Scene) -> Outcome:
-    job = at.under_way(sabotage="stall:0:5")
+    job = at.start(sabotage="stall:0:5")
+    at.printed(job, "stalling")
     job.signal(None, SIGINT)
     time.sleep(1.5)
     return at.outcome(job, job.signal(None, SIGINT))
@@ -224,7 +225,7 @@ FAULTS = {
     "int-2": Fault("Ctrl-C (2 ranks)", signalled(None, SIGINT), 75, f"stopped: SIGINT .*{SAME}", ranks=2),
     "second": Fault("a second job on the run folder", second_job, 2, "in use by another job"),
     "changed": Fault(
-        "another configuration", changed("--lr", "0.5"), 2, r"another configuration.*optim\.lr: 0\.02 -> 0\.5"
+        "another configuration", changed("--lr", "0.5"), 2, r"other values .*optim\.lr: 0\.02 -> 0\.5"
     ),
     "manifest": Fault("run's manifest damaged", damaged_manifest, 2, r"manifest\.json is damaged"),
 }
