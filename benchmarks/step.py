@@ -26,6 +26,7 @@ from rmd_dist.cli import parse
 from rmd_dist.config import DistillConfig, PretrainConfig
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create
+from rmd_dist.preemption import Preemption
 from rmd_dist.run import RunFolder
 from rmd_dist.tasks import DistillTask, Place, PretrainTask
 from rmd_dist.trainer import Trainer, make_accelerator
@@ -89,7 +90,7 @@ def build_trainer(stage: str, data: str, runs: str, extra: list[str]) -> Trainer
         task = DistillTask(config, place, "random")  # type: ignore[arg-type]
     folder = RunFolder(config)
     folder.open()
-    return Trainer(config, accelerator, folder, task)
+    return Trainer(config, accelerator, folder, task, Preemption())
 
 
 def measure(stage: str, steps: int, block: int, data: str, extra: list[str]) -> dict[str, float]:

@@ -8,8 +8,10 @@ import functools
 import json
 import os
 import re
+import signal
 import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -120,6 +122,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (faults.py)."""
     if sys.__stderr__:
         faulthandler.enable(sys.__stderr__)  # what ends a process by SIGSEGV or SIGBUS says where it was
+    threading.excepthook = functools.partial(_tell_of_thread, threading.excepthook)
     try:
         code = main() or 0
     except ConfigError as error:
@@ -140,12 +143,21 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def _tell_of_thread(
+    usual: Callable[[threading.ExceptHookArgs], object], what: threading.ExceptHookArgs
+) -> None:
+    """A traceback for what ended a thread, but for TensorBoard's: its next call raises that."""
+    if not type(what.thread).__module__.startswith("tensorboard."):
+        usual(what)
+
+
 def _tell(line: str, code: int) -> int:
     """Print `line` once a machine: its first rank does, another one if the first has nothing to say."""
     local_rank, first = int(os.environ.get("LOCAL_RANK", "0")), True
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "rmd_dist.dist" in sys.modules:
         from rmd_dist import dist
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the first rank has ended
         dist.tell_failure(line)
         first = local_rank == 0 or (
             dist.world_size() > 1 and not dist.told_failure(dist.rank() - local_rank, _FIRST_SECONDS)

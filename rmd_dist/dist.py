@@ -12,6 +12,7 @@ Batch norm follows torch's SyncBatchNorm: its input gradient is that of the SUM 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -193,9 +194,10 @@ class Agreement:
 
 
 def tell_failure(text: str) -> None:
-    """Leave a word for the other ranks on why this one ends."""
+    """Leave a word for the other ranks on why this one ends; none hears it once the store's rank is gone."""
     if _grouped():
-        c10d.distributed_c10d._get_default_store().set(f"failure/{rank()}", text)
+        with contextlib.suppress(RuntimeError):
+            c10d.distributed_c10d._get_default_store().set(f"failure/{rank()}", text)
 
 
 def told_failure(of_rank: int, seconds: float = 0.0) -> str | None:

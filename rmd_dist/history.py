@@ -43,7 +43,11 @@ class History:
     def __init__(self, metrics: Path, step: int, tag: str) -> None:
         self.tag = tag
         self.records: list[tuple[int, dict[str, float]]] = []
+        self.closed: set[int] = set()
+        """Steps after which the results of a finished run are recorded."""
         for at, values in read_records(metrics):
+            if at <= step and any(key.startswith("final/") for key in values):
+                self.closed.add(at)
             if at <= step and tag in values:
                 self.records.append((at, values))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -16,6 +18,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 SAME_CTRL_C_SECONDS = 1.0
 """A Ctrl-C reaches launcher and ranks at once, and the launcher passes it on: the ranks get it twice."""
+
+
+@contextlib.contextmanager
+def while_ranks_meet() -> Iterator[None]:
+    """A Ctrl-C ends the process at once, as SIGTERM does: nothing has begun.
+
+    Python's handlers, Preemption's too, are not called while torch waits for a rank that may never come.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Preemption:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfi
 from rmd_dist.data.prepare import prepare
 from rmd_dist.faults import Fault, Stopped
 from rmd_dist.launcher import as_fault, from_main, stop_with_launcher, workers_per_rank
-from rmd_dist.preemption import Preemption
+from rmd_dist.preemption import Preemption, while_ranks_meet
 from rmd_dist.printing import preparation_progress
 from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
@@ -30,20 +31,27 @@ def train(config: AnyConfig) -> dict[str, Any]:
     stop_with_launcher()
     folder = RunFolder(config)
     try:
-        with Preemption() as preemption:
-            results = _train(config, folder, preemption)
+        with while_ranks_meet(), _told(folder):
+            accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
+        with Preemption() as preemption, _told(folder):  # a launcher's SIGTERM must not cut the telling off
+            return _train(config, accelerator, folder, preemption)
+    finally:
+        folder.close()
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder) -> Iterator[None]:
+    """What fails inside becomes a Fault that names the newest intact checkpoint, and is recorded."""
+    try:
+        yield
     except RuntimeError as error:
         if (fault := as_fault(error)) is None:
             raise
         _record(folder, fault)
         raise Fault(f"{fault}; {_newest_intact(folder)}") from error
-    finally:
-        folder.close()
-    return results
 
 
-def _train(config: AnyConfig, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
+def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
     place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
     from_main(folder.open)
     try:

@@ -319,7 +319,6 @@ class Trainer:
         results = self.history.results()
         if trained:
             from_main(lambda: self._export(results))
-            self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
         self.monitor.table(*self.history.table())
         self.monitor.info(f"run folder: {self.folder.path}")
         dist.barrier()
@@ -328,6 +327,9 @@ class Trainer:
     def _export(self, results: dict[str, Any]) -> None:
         with writing(self.folder.path):
             self.task.export(self.folder.path)
+        if self.step not in self.history.closed:
+            self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
+        # Last of all: a run that is killed before this does again what may be missing.
         complete = self.step == self.config.optim.epochs * self.steps_per_epoch
         about = self.task.about()
         self.folder.finish(step=self.step, why=None, complete=complete, results=results, **about)
