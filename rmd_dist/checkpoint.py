@@ -95,6 +95,14 @@ def _retire(folder: Path, own: Path, keep: int, follows: int) -> None:
             path.unlink()
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps."""
+    for manifest in _manifests(folder):
+        if manifest.stem > f"step-{step:09d}":
+            manifest.unlink()
+            manifest.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest intact checkpoint of a folder; damaged ones are named to `warn` and passed over."""
     for manifest in _manifests(folder):

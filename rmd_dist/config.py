@@ -256,7 +256,7 @@ class RunConfig:
     """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
 
     precision: Literal["launch", "no", "bf16", "fp16", "fp64"] = "launch"
-    """Mixed precision; `launch`: what accelerate launch was told; fp64: all of it in double, for checks."""
+    """Mixed precision; `launch`: what accelerate launch was told; fp64: training in double, for checks."""
 
     cpu: bool = False
     """Use the CPU even where there is a GPU."""

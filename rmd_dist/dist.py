@@ -156,14 +156,6 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
     return box[0]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` is set on any rank: how ranks agree to stop."""
-    if world_size() == 1:
-        return flag
-    device = torch.device("cuda", torch.cuda.current_device()) if _nccl() else torch.device("cpu")
-    return bool(all_reduce_sum(torch.tensor([flag], dtype=torch.int64, device=device)).item())
-
-
 class Agreement:
     """Flags that any rank may raise; all know of them one exchange later, and nobody waits. Collective.
 
@@ -213,10 +205,16 @@ def told_failure(of_rank: int, seconds: float = 0.0) -> str | None:
         return None
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether `error` is how gloo or NCCL say that another rank is gone."""
-    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "Socket closed")
-    return isinstance(error, c10d.DistError) or any(sign in str(error) for sign in signs)
+def lost_peer(text: str) -> bool:
+    """Whether this is how gloo or NCCL say that another rank is gone."""
+    return any(
+        sign in text for sign in ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+    )
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether `error` comes from gloo, NCCL or the store."""
+    return isinstance(error, c10d.DistError) or "gloo/" in str(error)
 
 
 class _GlobalMean(torch.autograd.Function):

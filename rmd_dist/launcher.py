@@ -69,7 +69,7 @@ def from_main(action: Callable[[], Any]) -> Any:
 
 
 def stop_with_launcher() -> None:
-    """Have the kernel send this process SIGTERM when the `accelerate launch` that started it has ended.
+    """Have the kernel send this process SIGTERM when the thread of `accelerate launch` that started it ends.
 
     With one process accelerate passes no signal on: killed itself, it would leave the run behind, unseen.
     """
@@ -77,13 +77,20 @@ def stop_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def as_fault(error: RuntimeError) -> Fault | None:
-    """`error` as one line, if it is a Fault or tells that another rank has ended; else None: a bug."""
+def as_fault(error: Exception) -> Fault | None:
+    """`error` as one line, if it is one or tells of a lost rank, the network or memory; else None: a bug."""
     if isinstance(error, Fault):
         return error
-    if not dist.lost_peer(error):
+    said = (str(error).splitlines() or [""])[0][:300]
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in said:
+        return Fault(
+            f"out of memory ({said}); start anew with a smaller --batch-size, or more --accumulation"
+        )
+    if not dist.is_network_error(error):
         return None
+    if not dist.lost_peer(str(error)):
+        return Fault(f"the ranks cannot talk to each other ({said}); see docs/nodes.md on the network")
     others = [r for r in range(dist.world_size()) if r != dist.rank()]
     told = [f"rank {r}: {text}" for r in others if (text := dist.told_failure(r))]
-    why = "; ".join(told) or "without a word: killed, out of memory, or its machine is gone"
+    why = "; ".join(told) or f"without a word: killed, out of memory, or its machine is gone: {said}"
     return Fault(f"another rank has ended ({why}), so this one ends too; give the same command again")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: asked to stop, a run finishes its step, saves and ends with a code of its own."""
+"""SIGTERM, Ctrl-C, SIGHUP: asked to stop, a run finishes its step, saves and ends with a code of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any, Self
 
 from rmd_dist.faults import EXIT_INTERRUPTED, Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Asked to end; that the user has given up; that the terminal is gone (unless that is ignored: nohup)."""
 
-SAME_CTRL_C_SECONDS = 1.0
+SAME_CTRL_C_SECONDS = 3.0 if "TORCHELASTIC_RUN_ID" in os.environ else 1.0
 """A Ctrl-C reaches launcher and ranks at once, and the launcher passes it on: the ranks get it twice."""
 
 
@@ -37,7 +38,7 @@ def while_ranks_meet() -> Iterator[None]:
 
 
 class Preemption:
-    """Handlers of SIGTERM and SIGINT while inside; afterwards those before are back.
+    """Handlers of SIGNALS while inside; afterwards those before are back.
 
     Until `defer` is called a signal raises Stopped where the main thread is: nothing has begun that could
     be saved. From then on it only sets `requested`, which the trainer reads between steps. A second Ctrl-C
@@ -67,7 +68,8 @@ class Preemption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(

@@ -107,4 +107,6 @@ class Saver:
 
 def _finite(value: Tensor) -> bool:
     """By its sum, in one thread: the others train."""
-    return not value.is_floating_point() or math.isfinite(np.sum(value.float().numpy(), dtype=np.float64))
+    if value.dtype is torch.bfloat16:
+        value = value.float()  # unknown to NumPy
+    return not value.is_floating_point() or math.isfinite(np.sum(value.numpy(), dtype=np.float64))

@@ -17,6 +17,7 @@ from rmd_dist.faults import Fault, Stopped
 from rmd_dist.launcher import as_fault, from_main, stop_with_launcher, workers_per_rank
 from rmd_dist.preemption import Preemption, while_ranks_meet
 from rmd_dist.printing import preparation_progress
+from rmd_dist.resume import restarted
 from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
 from rmd_dist.trainer import Trainer, make_accelerator, precision_of
@@ -29,6 +30,8 @@ def train(config: AnyConfig) -> dict[str, Any]:
     what fails under it, Stopped (a BaseException) when a signal asked for it.
     """
     stop_with_launcher()
+    if config.run.resume == "never" and restarted():
+        config.run.resume = "auto"  # what is there is this job's own
     folder = RunFolder(config)
     try:
         with while_ranks_meet(), _told(folder):
@@ -44,10 +47,14 @@ def _told(folder: RunFolder) -> Iterator[None]:
     """What fails inside becomes a Fault that names the newest intact checkpoint, and is recorded."""
     try:
         yield
-    except RuntimeError as error:
+    except ConfigError:
+        raise
+    except Exception as error:
         if (fault := as_fault(error)) is None:
+            _record(folder, f"{type(error).__name__}: {error}")
+            error.add_note(_newest_intact(folder))
             raise
-        _record(folder, fault)
+        _record(folder, str(fault))
         raise Fault(f"{fault}; {_newest_intact(folder)}") from error
 
 
@@ -78,11 +85,11 @@ def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: P
     return results
 
 
-def _record(folder: RunFolder, fault: Fault) -> None:
+def _record(folder: RunFolder, why: str) -> None:
     """Say in the manifest why the run failed, where that can still be written."""
     if dist.is_main() and folder.begun:
         with contextlib.suppress(Fault):
-            folder.update(status="failed", why=str(fault))
+            folder.update(status="failed", why=why)
 
 
 def _newest_intact(folder: RunFolder) -> str:

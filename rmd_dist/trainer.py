@@ -11,7 +11,6 @@ import os
 import time
 import warnings
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from rmd_dist import dist
-from rmd_dist.checkpoint import Checkpoint, newest, open_checkpoint, restore
+from rmd_dist.checkpoint import Checkpoint, restore
 from rmd_dist.cli import flatten
 from rmd_dist.config import AnyConfig, ConfigError
 from rmd_dist.data.loader import Batch
@@ -31,6 +30,7 @@ from rmd_dist.history import History
 from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads
 from rmd_dist.monitor import Monitor
 from rmd_dist.preemption import Preemption
+from rmd_dist.resume import SELECTED_STEP, choose_checkpoint, roll_back
 from rmd_dist.run import RunFolder
 from rmd_dist.saver import Saver
 from rmd_dist.schedule import learning_rate
@@ -96,7 +96,7 @@ class Trainer:
                 f"data.batch_size = {config.data.batch_size} exceeds the samples; choose a smaller one"
             )
         self.total_steps = min(optim.epochs * self.steps_per_epoch, config.run.max_steps or 2**62)
-        checkpoint: Checkpoint | None = from_main(self._find_checkpoint)
+        checkpoint: Checkpoint | None = from_main(lambda: choose_checkpoint(folder, config.run.resume))
         self.step = checkpoint.step if checkpoint else 0
         scalars = checkpoint.scalars if checkpoint else {}
         if checkpoint:
@@ -136,13 +136,13 @@ class Trainer:
 
         Raises Stopped, on all ranks, after a checkpoint, when a signal asked for it.
         """
+        self.preemption.defer()  # from here on all ranks stop together
         finished, owed = from_main(lambda: (self.folder.finished, self._evaluation_owed()))
         if finished and self.step >= self.total_steps:
             self.monitor.info(
                 f"{self.folder.path} is already finished at step {self.step}; --name starts another run"
             )
             return self._finish(trained=False)
-        self.preemption.defer()
         self._announce()
         if owed:
             self._evaluate()
@@ -200,6 +200,8 @@ class Trainer:
         watched = None if self.accelerator.scaler is not None else norm  # a scaler expects overflows
         if self.guard.accepts(self.step + 1, [output.loss for output in outputs], watched):
             self.optimizer.step()
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # or it would refuse the next step
         self.optimizer.zero_grad()
         return lr, _mean_output(outputs), float(norm) if logging and norm is not None else float("nan")
 
@@ -300,6 +302,7 @@ class Trainer:
         if self.history.add(self.step, evaluation.scalars) and dist.is_main():
             with writing(selected := self.folder.path / "selected.safetensors"):
                 save_tensors(selected, self.task.exported.state_dict())
+            self.folder.update(**{SELECTED_STEP: self.step})
         shown = ", ".join(f"{tag} {value:.4g}" for tag, value in evaluation.scalars.items())
         self.monitor.info(f"epoch {self.step / self.steps_per_epoch:.3g}: {shown}")
         collapsed = self.task.collapsed(evaluation.scalars, self._logged)
@@ -337,6 +340,7 @@ class Trainer:
     def _announce(self) -> None:
         world, precision = dist.world_size(), precision_of(self.config, self.accelerator)
         if dist.is_main():
+            roll_back(self.folder, self.config.run.resume, self.step)
             about = {"world_size": world, "precision": precision} | self.task.about()
             self.folder.begin(self.step, **about)
         self.monitor.hparams(flatten(self.config), {})
@@ -348,21 +352,6 @@ class Trainer:
         )
         if teacher := self.task.about().get("teacher"):
             self.monitor.info(f"teacher: {teacher}")
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        resume, checkpoints = self.config.run.resume, self.folder.checkpoints
-        if resume not in ("auto", "never"):
-            path = Path(resume)
-            if path.parent.resolve() != checkpoints.resolve():
-                raise ConfigError(f"resume = {resume}: give auto, never, or a checkpoint of {checkpoints}")
-            return open_checkpoint(path)
-        found = newest(checkpoints, warn=lambda text: print(f"warning: {text}", flush=True))
-        if found is None and (any(checkpoints.glob("step-*.json")) or self.folder.finished):
-            raise ConfigError(
-                f"{self.folder.path} has no intact checkpoint left; restore one, give another --name, "
-                "or delete the folder to start anew"
-            )
-        return found
 
     def close(self) -> None:
         """Stop the loader's threads, let the checkpoint in flight be written, flush. Safe to call twice."""

@@ -248,3 +248,13 @@ def test_old_python_is_refused(bare_path: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("setup-venv.sh: needs Python 3.11 or newer; tried: old")
     assert not (copy / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_documents_are_finished(path: Path) -> None:
+    """No place is left to be filled in."""
+    text = path.read_text()
+    assert "@@" not in text and "TODO" not in text
+    assert not [line for line in text.splitlines() if line.isupper() and line.isalpha()]

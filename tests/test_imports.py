@@ -34,6 +34,7 @@ LAYERS = (
         "monitor",
         "preemption",
         "printing",
+        "resume",
         "run",
         "saver",
         "schedule",
@@ -56,6 +57,7 @@ ONLY = {
     "saver": {"checkpoint", "faults"},
     "guard": {"faults"},
     "preemption": {"faults"},
+    "resume": {"checkpoint", "config", "faults", "run"},
     "schedule": {"config"},
     "config": set(),
 }

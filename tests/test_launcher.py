@@ -13,7 +13,7 @@ import torch
 
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
-from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads, workers_per_rank
+from rmd_dist.launcher import as_fault, from_main, refuse_separate_runs, set_torch_threads, workers_per_rank
 
 ALONE = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -124,3 +124,12 @@ def test_torch_gets_the_ranks_share_of_the_cores(launched, asked, threads, monke
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_gloo_says_is_told_apart():
+    """A peer that is gone, a network that cannot be used, a bug."""
+    lost = as_fault(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29"))
+    assert "another rank has ended" in str(lost) and "closed by peer" in str(lost)
+    network = as_fault(RuntimeError("[enforce fail at gloo/transport/tcp/device.cc:84] no address for: eth9"))
+    assert "cannot talk" in str(network) and "eth9" in str(network) and "docs/nodes.md" in str(network)
+    assert as_fault(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from rmd_dist import start, trainer
 from rmd_dist.checkpoint import newest
 from rmd_dist.faults import Fault
 from rmd_dist.files import read_tensors
@@ -120,3 +122,21 @@ def test_all_ranks_stop_together_and_the_ruin_is_not_saved(ranks, tmp_path):
     assert all("nan or infinite" in text for text in told), told
     for path in (run_folder(tmp_path) / "checkpoints").glob("*.safetensors"):
         assert all(t.isfinite().all() for t in read_tensors(path).values() if t.is_floating_point())
+
+
+def test_skipping_gets_along_with_a_gradient_scaler(spoiling, tmp_path, monkeypatch):
+    """fp16's scaler, on a CPU: a step that is left out must not block the next."""
+    make = trainer.make_accelerator
+
+    def scaled(*args: object) -> Accelerator:
+        accelerator = make(*args)
+        accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=8.0), True
+        accelerator.state._mixed_precision = "fp16"  # by which accelerate unscales gradients
+        return accelerator
+
+    monkeypatch.setattr(start, "make_accelerator", scaled)
+    spoiling(nan_loss, 2)
+    train_tiny("distill", words("distill", tmp_path, "--max-steps", "4", "--on-nonfinite", "skip", *EVERY))
+    found = newest(run_folder(tmp_path) / "checkpoints", warn=pytest.fail)
+    assert found is not None and (found.step, found.scalars["nonfinite_steps"]) == (4, 1)
+    assert found.scalars["scaler"]["scale"] == 4.0  # halved once

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rmd_dist.checkpoint import newest
 from rmd_dist.data.augment import Augmenter
-from rmd_dist.faults import Fault
+from rmd_dist.faults import Fault, Stopped
+from rmd_dist.tasks import DistillTask
+from rmd_dist.trainer import Trainer
 from tests.test_checkpoint import files_up_to
 from tests.tiny import train_tiny, words
 
@@ -84,7 +88,26 @@ def test_a_loader_thread_that_raises(tmp_path, monkeypatch):
     with pytest.raises(KeyError, match="an image"):
         train_tiny("distill", words("distill", tmp_path, "--max-steps", "9", *EVERY))
     assert time.monotonic() - began < 60
+    told = json.loads((folder(tmp_path) / "manifest.json").read_text())
+    assert (told["status"], told["why"]) == ("failed", "KeyError: 'an image'")
     assert_sound(tmp_path, 4)
+
+
+def test_out_of_memory_is_named(tmp_path, monkeypatch):
+    def fail(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(DistillTask, "step", fail)
+    with pytest.raises(Fault, match=r"out of memory \(CUDA .*--batch-size.*no checkpoint had been saved"):
+        train_tiny("distill", words("distill", tmp_path, "--max-steps", "3"))
+
+
+def test_a_signal_while_training_begins_is_a_stop_like_any_other(tmp_path, monkeypatch):
+    """Between the last collective of the start and the first step: ranks must leave it together."""
+    monkeypatch.setattr(Trainer, "_evaluation_owed", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"SIGTERM at step 1 of 9, saved"):
+        train_tiny("distill", words("distill", tmp_path, "--max-steps", "9"))
+    assert_sound(tmp_path, 1)
 
 
 @pytest.fixture

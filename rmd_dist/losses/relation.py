@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
@@ -62,6 +63,7 @@ class _Relation(torch.autograd.Function):
         return torch.add(loss.node_weight * node, edge, alpha=loss.edge_weight), node, edge
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0], None, None, None, None
@@ -133,6 +135,7 @@ class RelationLoss(nn.Module):
 
         Raises:
             ConfigError: for node matching between features of different width.
+            ValueError: where no rank has a sample.
         """
         assert student.dim() == teacher.dim() == 2 and len(student) == len(teacher)
         same = student.shape[1] == teacher.shape[1]
@@ -143,6 +146,8 @@ class RelationLoss(nn.Module):
             )
         if sizes is None:
             sizes = dist.row_counts(student)
+        if sum(sizes) == 0:
+            raise ValueError("a relation graph needs at least one sample over all ranks")
         need = student.requires_grad and torch.is_grad_enabled()
         with torch.autocast(student.device.type, enabled=False):
             if student.dtype != torch.float64:

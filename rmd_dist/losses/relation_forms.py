@@ -194,7 +194,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def gram_form(
     student: Tensor,
     teacher: Tensor,
-    sizes: Sequence[int],  # noqa: ARG001 - the forms share one signature
+    sizes: Sequence[int],
     weights: Weights,
     target: NodeTarget,
     need: bool,  # noqa: ARG001 - the gradient costs nothing until it is called for
@@ -235,7 +235,9 @@ def gram_form(
     off = gross - diag_in_sums
     off[1] += 2 * _inner(xt - q, x)
     # a difference that is all rounding is 0: its root would not be small, nor a gradient over that root
-    off = off.masked_fill(off < 8 * torch.finfo(student.dtype).eps * gross, 0.0)
+    eps = torch.finfo(student.dtype).eps
+    off = off.masked_fill(off < 8 * eps * gross, 0.0)
+    diag = diag.masked_fill(diag < sum(sizes) * (64 * eps * student.shape[1]) ** 2, 0.0)
     scale = 1 / student.shape[1] ** 2
 
     def gradient(inverse: Tensor) -> Tensor:

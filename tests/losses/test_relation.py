@@ -157,6 +157,26 @@ def test_all_rows_constant(form):
     assert torch.equal(_gradient(terms.loss, student), torch.zeros(3, 8))
 
 
+@pytest.mark.parametrize(("batch", "width", "reference"), [(2, 512, 64), (300, 64, 64), (2000, 128, None)])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_teachers_graph_in_another_basis_is_no_difference(form, batch, width, reference):
+    """All edges agree, no feature does: rounding alone must not pull as nothing else does."""
+    teacher = torch.randn(batch, width, generator=torch.Generator().manual_seed(0))
+    student = teacher[:, torch.randperm(width, generator=torch.Generator().manual_seed(1))].requires_grad_()
+    apart = torch.randn(batch, width, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    loss = RelationLoss(0.0, 1.0, form=form, reference_batch=reference)
+    terms = loss(student, teacher)
+    assert terms.edge.item() < 1e-3
+    usual = _gradient(loss(apart, teacher).loss, apart).norm()
+    assert _gradient(terms.loss, student).norm() < 3 * usual
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_sample_at_all_is_an_error(form):
+    with pytest.raises(ValueError, match="at least one sample"):
+        RelationLoss(form=form)(torch.zeros(0, 8), torch.zeros(0, 8))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_one_sample_has_a_diagonal_and_nothing_else(form):
     for reference in (None, 64):
