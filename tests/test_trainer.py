@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from rmd_dist.config import ConfigError
+from rmd_dist.faults import Fault
+from rmd_dist.run import RunFolder
 from tests.tiny import (
     final_tensors,
     greatest_difference,
@@ -145,6 +147,22 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys):
     assert "already finished" in capsys.readouterr().out
     after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pretrain/tiny/checkpoints").iterdir()}
     assert before == after
+
+
+def test_a_run_that_dies_before_it_is_marked_finished_records_its_results_once(tmp_path, monkeypatch):
+    argv = words("distill", tmp_path, "--max-steps", "2")
+
+    def die(self, **values):
+        raise Fault("killed here")
+
+    with monkeypatch.context() as patch, pytest.raises(Fault, match="killed here"):
+        patch.setattr(RunFolder, "finish", die)
+        train_tiny("distill", argv)
+    train_tiny("distill", argv)
+    folder = tmp_path / "distill" / "tiny"
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert ["final/last" in line for line in lines] == [False] * (len(lines) - 1) + [True]
 
 
 def test_another_configuration_is_refused_with_the_differences(tmp_path):

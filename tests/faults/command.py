@@ -86,7 +86,8 @@ class Command:
 
     def codes(self) -> list[int | None]:
         """The exit code of the first process, which is the one that a user sees."""
-        return [self._process.poll()]
+        # Its first thread may be gone before the others: then it has ended, and has no code yet.
+        return [None if self.running else self._process.wait(10)]
 
     def gone(self) -> float:
         """When the last process ended."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 
+from tests.faults.nursery import Job
 from tests.faults.scene import LIMIT, Outcome, Scene, Unavailable, scene
 
 
@@ -103,7 +104,11 @@ def overwrite(path: Path) -> None:
 def signalled(rank: int | None, number: int, ranks: int = 2) -> Callable[[Scene], Outcome]:
     def happen(at: Scene) -> Outcome:
         job = at.under_way(ranks=ranks)
-        return at.outcome(job, job.signal(rank, number))  # type: ignore[arg-type]
+        since = job.signal(rank, number)  # type: ignore[arg-type]
+        if rank is not None and isinstance(job, Job):  # as accelerate launch does when a rank has ended
+            time.sleep(0.1)
+            job.signal(None, SIGTERM)
+        return at.outcome(job, since)
 
     return happen
 
@@ -123,10 +128,8 @@ def twice(at: Scene) -> Outcome:
 
 def planted(what: str, ranks: int = 2) -> Callable[[Scene], Outcome]:
     def happen(at: Scene) -> Outcome:
-        since = time.monotonic()
         job = at.under_way(ranks=ranks, sabotage=what)
-        since = time.monotonic()
-        return at.outcome(job, since)
+        return at.outcome(job, time.monotonic())
 
     return happen
 

@@ -22,7 +22,7 @@ CHOSEN = [
 
 @pytest.mark.timeout(240)
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(nursery, tmp_path):
-    kills, _, wrong = campaign(nursery, tmp_path, iter(CHOSEN * 9), seed=3, kills=len(CHOSEN), steps=12)
+    kills, _, wrong = campaign(nursery, tmp_path, iter(CHOSEN * 9), seed=3, kills=len(CHOSEN), steps=10)
     assert wrong == []
     assert [kill.moment for kill in kills[:4]] == [moment for moment, _ in CHOSEN[:4]]
     assert any(kill.save for kill in kills), kills

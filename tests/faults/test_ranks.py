@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.reshape import BOUND, differences
+from tests.faults.reshape import BOUNDS, differences
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "distill"])
-def test_a_run_goes_on_with_another_number_of_ranks(stage, ranks, tmp_path):
-    """Off by no more than ranks are from each other in an uninterrupted run."""
-    found = differences(stage, tmp_path, ranks)
-    assert set(found) == {"1 -> 2", "2 -> 1", "1 -> 2 -> 1", "2 throughout"}
-    assert all(0 < value < BOUND for value in found.values()), found
+@pytest.mark.parametrize(("stage", "plan"), [("pretrain", "2 -> 1"), ("distill", "1 -> 2 -> 1")])
+def test_a_run_goes_on_with_another_number_of_ranks(stage, plan, ranks, tmp_path):
+    """In double precision: nothing but rounding is between it and an uninterrupted run on one rank."""
+    found = differences(stage, "fp64", tmp_path, ranks, [plan])
+    assert 0 < found[plan] < BOUNDS["fp64"]

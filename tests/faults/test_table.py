@@ -11,19 +11,8 @@ import pytest
 from tests.faults.scene import Unavailable, scene
 from tests.faults.table import FAULTS
 
-QUICK = (
-    "full",
-    "read-only-start",
-    "kill-1",
-    "kill-0",
-    "raise",
-    "loader",
-    "flipped",
-    "term",
-    "second",
-    "manifest",
-)
-SOON = 30.0  # seconds until no process may be left, on a loaded machine
+QUICK = ("full", "read-only-start", "kill-1", "kill-0", "raise", "loader", "term", "second")
+SOON = 15.0  # seconds until no process may be left, on a loaded machine
 
 
 @pytest.mark.timeout(200)
