@@ -12,7 +12,8 @@ seconds median of forward + backward, the forms taking turns in the same process
 MiB     peak resident memory above what stood before, inputs included in the latter; greatest of the ranks
 MB sent what a rank sends in a ring: (W - 1) / W of what a gather makes, twice that of what a reduction sums
 errors  relative to float64, of the value and of the gradient (of its norm), for features of nothing in
-        common (apart), of a network's kind (related), and for a student that is its teacher + 1e-4 (near)
+        common (apart), of a network's kind (related), and for a student that is its teacher + 1e-4 (near);
+        with a ~ relative to the gram form in float64, which shows rounding alone
 """
 
 from __future__ import annotations
@@ -220,8 +221,9 @@ def measure(batch: int, width: int, seconds: float) -> dict[str, dict[str, float
             for _ in range(repeats):
                 run(loss, student, teacher)
             times[name].append((time.perf_counter() - start) / repeats)
-    for name in forms:
-        found[name]["seconds"] = greatest(statistics.median(times[name]))
+    for name in forms:  # of each round the slowest rank's
+        times[name] = [max(round) for round in zip(*dist.all_gather_object(times[name]), strict=True)]
+        found[name]["seconds"] = statistics.median(times[name])
     if "naive" in forms:
         for name in forms:
             paired = [a / b for a, b in zip(times["naive"], times[name], strict=True)]
@@ -270,6 +272,7 @@ def table(results: list[dict[str, Any]], width: int) -> str:
     header += "".join(f"{f'{what} {kind}':>18}" for kind in KINDS for what in ("value", "gradient"))
     lines = [header]
     for row in results:
+        mark = "~" if row["batch"] > REFERENCE_MOST else " "
         for form, f in row["forms"].items():
             star = "*" if form == cheaper(row["batch"], width, row["world"]) else ""
             speed = f"{f['speedup']:9.2f}" if "speedup" in f else f"{'-':>9}"
@@ -277,7 +280,7 @@ def table(results: list[dict[str, Any]], width: int) -> str:
             line += f"{f['memory_mib']:8.1f}"
             line += f"{f['bytes'] / 1e6:9.3f}" if "bytes" in f else f"{'-':>9}"
             line += "".join(
-                f"{f[f'{what}_{kind}']:18.1e}" for kind in KINDS for what in ("value", "gradient")
+                f"{f[f'{what}_{kind}']:17.1e}{mark}" for kind in KINDS for what in ("value", "gradient")
             )
             lines.append(line)
     return "\n".join(lines)

@@ -4,7 +4,8 @@
 
 STUDENT and TEACHER are run folders or exported files of one width. Their features of training images,
 augmented as in training, are cut at random into batches, and RelationLoss is taken of each: the mean over
-draws and its standard error with `reference_batch=64`, and the mean of the raw norms.
+draws and its standard error with `reference_batch=64`, and the mean of the raw norms. Draws are cut from the
+same images, so that error is of the cutting, not of the images.
 """
 
 from __future__ import annotations

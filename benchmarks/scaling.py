@@ -3,10 +3,10 @@
     python benchmarks/scaling.py --data_root data [--world 2] [--rounds 3] [-- --model resnet18_cifar_w16 ...]
 
 Each rank has the same number of images in every step, so W ranks train on batches W times as large. All of it
-runs by accelerate launch, reading, augmenting, logging and checkpoints included; the rate is the median of
-those that metrics.jsonl holds, the first steps left out. `apart` is W jobs of one rank each that know
-nothing of each other, run at once: what the machine gives before any rank waits for another. Jobs take
-turns, and the ratios are medians over the rounds.
+runs by accelerate launch, reading, augmenting and logging included; the rate is the median of those that
+metrics.jsonl holds, the first steps left out. `apart` is W jobs of one rank each that know nothing of each
+other, run at once: what the machine gives before any rank waits for another. Jobs take turns, and the ratios
+are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -35,13 +35,10 @@ def start(stage: str, world: int, folder: Path, args: argparse.Namespace) -> sub
     command += ["--cpu", "--threads", "1", "--workers", "1", "--data_root", str(args.data_root)]
     command += ["--batch-size", str(args.batch * world), "--max-steps", str(args.steps), "--log-every", "3"]
     command += ["--eval.train_samples", "64", "--test_samples", "64", "--runs", str(folder), "--name", "run"]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    folder.mkdir()
+    with (folder / "log.txt").open("wb") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 def rate(stage: str, folder: Path) -> float:
@@ -56,10 +53,9 @@ def run(stage: str, jobs: int, world: int, args: argparse.Namespace) -> float:
     """Images/s of `jobs` jobs at once, of `world` ranks each, added up."""
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, str(job)) for job in range(jobs)]
-        for process in [start(stage, world, path, args) for path in folders]:
-            _, errors = process.communicate(timeout=3600)
-            if process.returncode:
-                raise SystemExit(errors.decode())
+        for path, process in [(path, start(stage, world, path, args)) for path in folders]:
+            if process.wait(timeout=3600):
+                raise SystemExit((path / "log.txt").read_text())
         return sum(rate(stage, path) for path in folders)
 
 

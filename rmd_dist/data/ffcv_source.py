@@ -127,9 +127,8 @@ class FfcvSource:
     """Reads rows of a checked beton (fields image, label, index) in batches of `batch_size`."""
 
     def __init__(self, beton: Path, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
-        check_beton(
-            beton
-        )  # again: evaluations open it while the run goes on; quick as long as it is the same
+        # Once more: evaluations open it while the run goes on. Quick as long as it is the same.
+        check_beton(beton)
         ffcv, self._augmenter = _ffcv(), augmenter
         spec = importlib.import_module("ffcv.pipeline").PipelineSpec
         compiler = importlib.import_module("ffcv.pipeline.compiler").Compiler
@@ -184,6 +183,10 @@ class FfcvSource:
                 f"{self._beton} was {what} under the running job ({self._status[0]} bytes, now {now[0]}); "
                 "delete it and give the same command again, which writes it anew"
             )
+
+    def close(self) -> None:
+        """Let go of the file that is watched."""
+        self._file.close()
 
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,), at least one, in this order."""

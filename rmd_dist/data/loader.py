@@ -121,6 +121,9 @@ class Source(Protocol):
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,), at least one, in this order."""
 
+    def close(self) -> None:
+        """Let go of what is open, after the last reader has stopped."""
+
 
 class MemorySource:
     """Batches of `batch_size` rows of images (N, S, S, 3) uint8, which are neither copied nor written to."""
@@ -129,6 +132,9 @@ class MemorySource:
         self._data = np.ascontiguousarray(images).reshape(-1)
         self._data.flags.writeable = False  # as a mapped beton is: both run the same compiled code
         self._augmenter, self._batch_size, self._ahead = augmenter, batch_size, ahead
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,) in this order."""
@@ -185,6 +191,7 @@ class Loader:
         self._closed = True
         for reader in list(self._readers):
             reader.stop()
+        self._source.close()
         self._augmenter.close()
 
     def __enter__(self) -> Self:
