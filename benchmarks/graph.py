@@ -205,14 +205,13 @@ def measure(batch: int, width: int, seconds: float) -> dict[str, dict[str, float
         run(loss, *small)  # imports, thread pools and connections are not the form's
     for name, loss in forms.items():
         dist.barrier()
-        found[name]["memory_mib"] = greatest(peak_memory(partial(run, loss, student, teacher)))
         with counted_bytes() as count:
-            run(loss, student, teacher)
+            found[name]["memory_mib"] = greatest(peak_memory(partial(run, loss, student, teacher)))
         if name != "naive":  # its backward pass sends from inside of torch
             found[name]["bytes"] = count["sent"]
     times: dict[str, list[float]] = {name: [] for name in forms}
     deadline, rounds = time.perf_counter() + seconds, 0
-    while rounds < 3 or dist.broadcast_object(time.perf_counter() < deadline):
+    while rounds < 2 or dist.broadcast_object(time.perf_counter() < deadline):
         rounds += 1
         for name, loss in forms.items():
             repeats = max(1, 1024 // batch)

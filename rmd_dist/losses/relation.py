@@ -43,7 +43,7 @@ def relation_matrices(student: Tensor, teacher: Tensor) -> RelationMatrices:
 
 
 class _Relation(torch.autograd.Function):
-    """The gradient is made in the forward pass; backward only scales it."""
+    """The gradient needs no collective: `rows` makes it in the forward pass, `gram` in the backward pass."""
 
     @staticmethod
     def forward(
@@ -56,7 +56,8 @@ class _Relation(torch.autograd.Function):
         norms = graph.squares.sqrt()
         if need:
             inverse = norms.reciprocal().masked_fill_(norms == 0, 0.0)  # the gradient of a norm at 0 is 0
-            ctx.save_for_backward(graph.gradient(inverse))
+            ctx.gradient = (graph.gradient, inverse) if graph.later else None
+            ctx.save_for_backward(*((student, teacher) if graph.later else (graph.gradient(inverse),)))
         node, edge = norms.to(student.dtype).unbind()
         ctx.mark_non_differentiable(node, edge)
         ctx.set_materialize_grads(False)
@@ -65,8 +66,12 @@ class _Relation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None, None
+        made, *_ = ctx.saved_tensors  # or the features, looked at here so that torch tells of changed ones
+        if ctx.gradient is None:
+            return made * grads[0], None, None, None, None
+        gradient, inverse = ctx.gradient
+        with torch.autocast(made.device.type, enabled=False):
+            return gradient(inverse * grads[0]), None, None, None, None
 
 
 class RelationLoss(nn.Module):

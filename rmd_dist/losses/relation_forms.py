@@ -61,6 +61,9 @@ class Graph(NamedTuple):
     gradient: Callable[[Tensor], Tensor]
     """1 / norms (2,) -> gradient of weights.node x (node norm) + weights.edge x (edge norm), (b, D)."""
 
+    later: bool
+    """Whether `gradient` can wait for the backward pass: it needs the features and D x D numbers alone."""
+
 
 class Aligned(NamedTuple):
     """A student's and a teacher's z-scores, and what turns a gradient of the student's into its features'."""
@@ -183,7 +186,7 @@ def rows_form(
             grad = parts[0].mul_(b).add_(parts[1].mul_(a))
         return own.feature_gradient(grad)
 
-    return Graph(dist.all_reduce_sum(squares).mul_(scale), gradient)
+    return Graph(dist.all_reduce_sum(squares).mul_(scale), gradient, later=False)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -210,7 +213,7 @@ def gram_form(
     """
     width, identity = max(student.shape[1], teacher.shape[1]), target == "identity"
     target_diag = float(student.shape[1]) if identity else 0.0
-    step = max(64, _BLOCK_NUMEL // 4 // width)
+    step = max(64, _BLOCK_NUMEL // 16 // width)  # a dozen temporaries of a block, some of them in fp64
     blocks = list(zip(torch.split(student, step), torch.split(teacher, step), strict=True))
 
     def prepared(student: Tensor, teacher: Tensor) -> tuple[Aligned, Tensor, Tensor]:
@@ -226,7 +229,7 @@ def gram_form(
         sums[2].addmm_(own.delta.T, own.delta)
         diagonals = torch.stack([node_diag, edge_diag, node_diag - target_diag, edge_diag])
         squares += diagonals.double().square().sum(1)
-    g, x, q = dist.all_reduce_sum(sums)
+    g, x, q = dist.all_reduce_sum(sums) if dist.world_size() > 1 else sums
     diag_in_sums, diag = dist.all_reduce_sum(squares).view(2, 2)
     xt = x.T.contiguous()
     tt = (g - x).sub_(xt).add_(q)
@@ -256,7 +259,7 @@ def gram_form(
             out_block.copy_(own.feature_gradient(grad))
         return out
 
-    return Graph((weights.off * off + weights.diag * diag) * scale, gradient)
+    return Graph((weights.off * off + weights.diag * diag) * scale, gradient, later=True)
 
 
 FORMS = {"rows": rows_form, "gram": gram_form}
