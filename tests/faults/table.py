@@ -250,7 +250,7 @@ def main() -> None:
             except Unavailable as why:
                 print(f"| {fault.name} | | | | not tried: {why} |", flush=True)
                 continue
-        loads = "none saved" if outcome.intact is None else f"step {outcome.intact}"
+        loads = "none" if outcome.intact is None else f"step {outcome.intact}"
         print(
             f"| {fault.name} | {outcome.code} | {outcome.seconds:.1f} | {loads} | `{outcome.message}` |",
             flush=True,
