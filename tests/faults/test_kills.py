@@ -22,9 +22,8 @@ CHOSEN = [
 
 @pytest.mark.timeout(240)
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(nursery, tmp_path):
-    kills, _, wrong = campaign(nursery, tmp_path, iter(CHOSEN * 9), seed=3, kills=len(CHOSEN), steps=10)
+    kills, _, wrong = campaign(nursery, tmp_path, iter(CHOSEN * 9), seed=3, kills=len(CHOSEN), steps=14)
     assert wrong == []
-    assert [kill.moment for kill in kills[:4]] == [moment for moment, _ in CHOSEN[:4]]
     assert any(kill.save for kill in kills), kills
     assert all(kill.alone and kill.lost <= 2 * EVERY for kill in kills), kills
 
