@@ -200,11 +200,16 @@ def test_restarted_ranks_continue_by_themselves(tmp_path, ranks):
 
 
 def slurm_command(slurm: dict[str, str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """What launch/slurm.sh makes of `launch/distill.py --K 0`, with tasks that print their launch."""
-    (Path(slurm["PATH"].split(":")[0]) / "accelerate").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
+    """What launch/slurm.sh makes of `launch/distill.py --K 0`, with tasks that print their launch.
+
+    In a folder that has the configurations but no .venv, whose accelerate would go before this one.
+    """
+    stand_ins = Path(slurm["PATH"].split(":")[0])
+    (stand_ins / "accelerate").write_text(f'#!{shutil.which("bash")}\necho "$*"\n')
+    shutil.copytree(ROOT / "configs", stand_ins.parent / "configs", dirs_exist_ok=True)
     return subprocess.run(
         [str(ROOT / "launch/slurm.sh"), "launch/distill.py", "--K", "0", "--name", "two words"],
-        cwd=ROOT, env=os.environ | slurm | variables, capture_output=True, text=True, timeout=60,
+        cwd=stand_ins.parent, env=os.environ | slurm | variables, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
