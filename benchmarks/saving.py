@@ -107,7 +107,7 @@ def measure(stage: str, every: int, rounds: int, data: str, extra: list[str]) ->
             turn = number % len(KINDS)
             for kind in KINDS[turn:] + KINDS[:turn]:
                 blocks[kind].append(block(trainer, step, kind, every))
-        size = max(path.stat().st_size for path in trainer.saver._folder.glob("*.safetensors"))
+        size = max(path.stat().st_size for path in trainer.folder.checkpoints.glob("*.safetensors"))
         trainer.close()
     plain = statistics.median(s for b in blocks["none"] for s in b.steps)
 

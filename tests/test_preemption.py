@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,8 @@ import torch
 from rmd_dist.checkpoint import newest
 from rmd_dist.faults import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 from rmd_dist.preemption import Preemption
-from tests.launched import LIMIT, finish
+from rmd_dist.run import read_manifest
+from tests.launched import LIMIT, accelerate, await_step, finish, script, start
 from tests.resume.test_kill import launch, scalars
 from tests.tiny import final_tensors, words
 
@@ -31,11 +30,6 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
         time.sleep(0.005)
 
 
-def reached(folder: Path, step: int) -> Callable[[], bool]:
-    metrics = folder / "metrics.jsonl"
-    return lambda: f'"step": {step},' in (metrics.read_text() if metrics.exists() else "")
-
-
 def end(process: subprocess.Popen[str]) -> str:
     """The output of a process that has been asked to stop."""
     try:
@@ -45,18 +39,13 @@ def end(process: subprocess.Popen[str]) -> str:
         raise
 
 
-def manifest(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "manifest.json").read_text())
-    return found
-
-
 def test_a_stopped_run_has_saved_and_ends_as_if_never_stopped(tmp_path):
     """Ctrl-C in a terminal: the launcher and both ranks get it, and the launcher passes it on again."""
     more = ["--max-steps", "24", "--eval.every_epochs", "1"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     folder = stopped / "distill" / "tiny"
     process = launch("distill", words("distill", stopped, *more), 2)
-    wait_for(process, reached(folder, 13))
+    await_step(process, folder, 13)
     os.killpg(process.pid, signal.SIGINT)
     output = end(process)
     # accelerate launch knows 0 and 1 alone: the manifest and the last line tell.
@@ -64,14 +53,14 @@ def test_a_stopped_run_has_saved_and_ends_as_if_never_stopped(tmp_path):
     assert output.count("stopped: ") == 1 and "the same command continues" in output
     found = newest(folder / "checkpoints", warn=pytest.fail)
     assert found is not None and 13 <= found.step < 24
-    told = manifest(folder)
+    told = read_manifest(folder)
     assert (told["status"], told["step"], told["why"]) == ("stopped", found.step, "SIGINT")
     assert len(list((folder / "checkpoints").iterdir())) == 2  # ONE checkpoint
     assert not list(folder.rglob("*.tmp"))
 
     finish(launch("distill", words("distill", stopped, *more), 2))
     finish(launch("distill", words("distill", whole, *more), 2))
-    assert (manifest(folder)["status"], manifest(folder)["why"]) == ("finished", None)
+    assert (read_manifest(folder)["status"], read_manifest(folder)["why"]) == ("finished", None)
     expected, tensors = final_tensors("distill", whole), final_tensors("distill", stopped)
     assert [k for k in expected if not torch.equal(expected[k], tensors[k])] == []
     assert scalars(folder) == scalars(whole / "distill" / "tiny")
@@ -83,7 +72,7 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(tmp_path):
     folder = tmp_path / "distill" / "tiny"
     argv = words("distill", tmp_path, *more)
     process = launch("distill", argv, 2)
-    wait_for(process, reached(folder, 10))
+    await_step(process, folder, 10)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(max(int(pid) for pid in ranks), signal.SIGTERM)
     output = end(process)
@@ -109,18 +98,14 @@ def test_a_signal_before_training_leaves_nothing(tmp_path):
 def test_a_run_stops_when_its_launcher_is_gone(tmp_path):
     """accelerate with one process passes no signal on; its run must not go on unseen."""
     argv = words("distill", tmp_path, "--epochs", "400")
-    script = [str(Path(__file__).parents[1] / "launch/distill.py"), *argv]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    process = subprocess.Popen(
-        [*accelerate, *script], start_new_session=True, stdout=-1, stderr=-2, text=True
-    )
+    process = start([*accelerate("--cpu", "--num_processes", "1"), *script("distill", argv)])
     folder = tmp_path / "distill" / "tiny"
     try:
-        wait_for(process, reached(folder, 3))
+        await_step(process, folder, 3)
         process.send_signal(signal.SIGTERM)
         output = end(process)  # at the end of the run, which holds the same pipe
         assert "stopped: SIGTERM at step" in output, output
-        assert manifest(folder)["status"] == "stopped"
+        assert read_manifest(folder)["status"] == "stopped"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

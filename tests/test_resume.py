@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rmd_dist.config import ConfigError
+from rmd_dist.run import read_manifest
 from tests.tiny import train_tiny, words
 
 EVERY = ["--checkpoint.every_steps", "2", "--keep", "9"]
@@ -17,11 +16,6 @@ EVERY = ["--checkpoint.every_steps", "2", "--keep", "9"]
 def steps(runs: Path) -> list[int]:
     """Of the checkpoints that are there."""
     return sorted(int(path.stem[5:]) for path in (runs / "distill/tiny/checkpoints").glob("step-*.json"))
-
-
-def manifest(runs: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs / "distill/tiny/manifest.json").read_text())
-    return found
 
 
 def run(runs: Path, most: int, *more: str) -> None:
@@ -33,7 +27,7 @@ def test_a_run_goes_back_once_and_the_same_command_goes_on(tmp_path, capsys):
     back = ["--resume", str(tmp_path / "distill/tiny/checkpoints/step-000000004.safetensors")]
     run(tmp_path, 6, *back)
     assert steps(tmp_path) == [2, 4, 6]  # 8 is forgotten
-    assert manifest(tmp_path)["rolled_back"] == "step-000000004.safetensors"
+    assert read_manifest(tmp_path / "distill/tiny")["rolled_back"] == "step-000000004.safetensors"
     capsys.readouterr()
     run(tmp_path, 10, *back)
     assert "continuing at step 6" in " ".join(capsys.readouterr().out.split())
@@ -44,11 +38,11 @@ def test_a_model_selected_in_a_forgotten_future_goes_with_it(tmp_path):
     more = ["--validation", "0.25", "--eval.every_epochs", "1", "--batch-size", "90"]  # 4 steps an epoch
     run(tmp_path, 8, *more)
     selected = tmp_path / "distill/tiny/selected.safetensors"
-    best = manifest(tmp_path)["selected_step"]
+    best = read_manifest(tmp_path / "distill/tiny")["selected_step"]
     assert best in (4, 8) and selected.exists()
     back = tmp_path / f"distill/tiny/checkpoints/step-{best - 2:09d}.safetensors"
     run(tmp_path, best - 1, *more, "--resume", str(back))
-    assert selected.exists() == (best - 1 == manifest(tmp_path)["selected_step"])
+    assert selected.exists() == (best - 1 == read_manifest(tmp_path / "distill/tiny")["selected_step"])
 
 
 def test_never_means_this_job_not_its_restarts(tmp_path, monkeypatch):
@@ -57,4 +51,4 @@ def test_never_means_this_job_not_its_restarts(tmp_path, monkeypatch):
         run(tmp_path, 4, "--resume", "never")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     run(tmp_path, 4, "--resume", "never")
-    assert manifest(tmp_path)["step"] == 4
+    assert read_manifest(tmp_path / "distill/tiny")["step"] == 4
