@@ -118,7 +118,7 @@ class ModelConfig:
     """The encoder, and how torch runs it."""
 
     name: str = "resnet18_cifar"
-    """timm model name; `resnet18_cifar` and `resnet18_cifar_w16` are registered by rmd_dist."""
+    """timm model name; `resnet18_cifar` and small siblings (`_w16`, `_w16_s2`, `_w32_s2`) are ours."""
 
     channels_last: bool = True
     """Channels-last memory format."""

@@ -1,6 +1,12 @@
-"""Models. Importing this registers `resnet18_cifar` and `resnet18_cifar_w16` with timm."""
+"""Models. Importing this registers `resnet18_cifar` and its small siblings with timm."""
 
-from rmd_dist.models.resnet import CifarResNet, resnet18_cifar, resnet18_cifar_w16
+from rmd_dist.models.resnet import (
+    CifarResNet,
+    resnet18_cifar,
+    resnet18_cifar_w16,
+    resnet18_cifar_w16_s2,
+    resnet18_cifar_w32_s2,
+)
 from rmd_dist.models.simsiam import SimSiam, SimSiamOutput, feature_width
 
 __all__ = [
@@ -10,4 +16,6 @@ __all__ = [
     "feature_width",
     "resnet18_cifar",
     "resnet18_cifar_w16",
+    "resnet18_cifar_w16_s2",
+    "resnet18_cifar_w32_s2",
 ]

@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images, registered with timm: 3x3 stem of stride 1, no max pooling.
+"""ResNets for 32x32 images, registered with timm: 3x3 stem of stride 1 (in `_s2` 2), no max pooling.
 
 All of timm's model interface works, such as `timm.create_model("resnet18_cifar", num_classes=100)`.
 A finished student's `model.safetensors` loads by `checkpoint_path=`. That loads every key or none, so
@@ -26,6 +26,7 @@ class CifarResNet(ResNet):
     Args:
         block, layers: kind of residual block, and how many in each of the four stages.
         channels: widths of the stages; the stem is as wide as the first.
+        stem_stride: stride of the stem's convolution.
         others: timm's, but for those of its stem.
     """
 
@@ -36,21 +37,22 @@ class CifarResNet(ResNet):
         num_classes: int = 10,
         in_chans: int = 3,
         channels: tuple[int, ...] = (64, 128, 256, 512),
+        stem_stride: int = 1,
         **kwargs: Any,
     ) -> None:
         # timm fixes a plain stem at 64 channels; a deep one is twice stem_width wide, and replaced below.
         stem: dict[str, Any] = {"stem_type": "deep", "stem_width": channels[0] // 2}
         super().__init__(block, layers, num_classes, in_chans, channels=channels, **stem, **kwargs)
         place: dict[str, Any] = {name: kwargs.get(name) for name in ("device", "dtype")}
-        conv = nn.Conv2d(in_chans, channels[0], kernel_size=3, padding=1, bias=False, **place)
+        conv = nn.Conv2d(in_chans, channels[0], 3, stem_stride, padding=1, bias=False, **place)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.add_module("conv1", conv)
         self.add_module("maxpool", nn.Identity())
-        # timm counts the stem's and the pooling's stride of 2 in; here there are none.
+        # timm counts in a stride of 2 of its stem and of its pooling.
         stem_out, *stages = cast(list[dict[str, Any]], self.feature_info)
-        stem_out["reduction"] = 1
+        stem_out["reduction"] = stem_stride
         for stage in stages:
-            stage["reduction"] //= 4
+            stage["reduction"] = stage["reduction"] // 4 * stem_stride
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -70,11 +72,20 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"resnet18_cifar": _cfg(), "resnet18_cifar_w16": _cfg()})
+default_cfgs = generate_default_cfgs(
+    {
+        "resnet18_cifar": _cfg(),
+        "resnet18_cifar_w16": _cfg(),
+        "resnet18_cifar_w16_s2": _cfg(pool_size=(2, 2)),
+        "resnet18_cifar_w32_s2": _cfg(pool_size=(2, 2)),
+    }
+)
 
 
-def _resnet18(variant: str, pretrained: bool, channels: tuple[int, ...], **kwargs: Any) -> CifarResNet:
-    settings = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": channels, **kwargs}
+def _resnet18(variant: str, pretrained: bool, width: int, stem_stride: int, **kwargs: Any) -> CifarResNet:
+    channels = (width, 2 * width, 4 * width, 8 * width)
+    shape = {"layers": (2, 2, 2, 2), "channels": channels, "stem_stride": stem_stride}
+    settings = {"block": BasicBlock, **shape, **kwargs}
     model: CifarResNet = build_model_with_cfg(CifarResNet, variant, pretrained, **settings)
     return model
 
@@ -82,10 +93,22 @@ def _resnet18(variant: str, pretrained: bool, channels: tuple[int, ...], **kwarg
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-18 for 32x32 images, 512 features (the paper's encoder); 11.2 M parameters."""
-    return _resnet18("resnet18_cifar", pretrained, (64, 128, 256, 512), **kwargs)
+    return _resnet18("resnet18_cifar", pretrained, 64, 1, **kwargs)
 
 
 @register_model
 def resnet18_cifar_w16(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """A quarter as wide, 128 features, for machines without a GPU; 0.7 M parameters."""
-    return _resnet18("resnet18_cifar_w16", pretrained, (16, 32, 64, 128), **kwargs)
+    return _resnet18("resnet18_cifar_w16", pretrained, 16, 1, **kwargs)
+
+
+@register_model
+def resnet18_cifar_w16_s2(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """`resnet18_cifar_w16` at half the resolution and a quarter of the work: its stem has stride 2."""
+    return _resnet18("resnet18_cifar_w16_s2", pretrained, 16, 2, **kwargs)
+
+
+@register_model
+def resnet18_cifar_w32_s2(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """Half as wide, 256 features, stem of stride 2: the work of `resnet18_cifar_w16`, 2.8 M parameters."""
+    return _resnet18("resnet18_cifar_w32_s2", pretrained, 32, 2, **kwargs)

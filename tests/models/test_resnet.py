@@ -10,7 +10,12 @@ from torch import nn
 
 import rmd_dist.models  # noqa: F401 - registers them
 
-WIDTHS = {"resnet18_cifar": (64, 128, 256, 512), "resnet18_cifar_w16": (16, 32, 64, 128)}
+WIDTHS = {
+    "resnet18_cifar": (64, 128, 256, 512),
+    "resnet18_cifar_w16": (16, 32, 64, 128),
+    "resnet18_cifar_w16_s2": (16, 32, 64, 128),
+    "resnet18_cifar_w32_s2": (32, 64, 128, 256),
+}
 NAMES = list(WIDTHS)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -33,14 +38,20 @@ def test_shapes_and_sizes(name):
         assert sum(p.numel() for p in model.parameters()) == expected
 
 
+def _stride(name: str) -> int:
+    return 2 if name.endswith("_s2") else 1
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_stem_keeps_the_resolution(name):
-    model = _model(name)
-    assert (model.conv1.kernel_size, model.conv1.stride, model.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+def test_stem_keeps_the_resolution_or_halves_it(name):
+    model, stride = _model(name), _stride(name)
+    conv = model.conv1
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (stride, stride), (1, 1))
     assert isinstance(model.maxpool, nn.Identity)
     # He initialisation by fan-out, as timm gives the other layers
     assert model.conv1.weight.std().item() == pytest.approx((2 / (9 * WIDTHS[name][0])) ** 0.5, rel=0.15)
-    assert model.forward_features(IMAGES).shape == (2, WIDTHS[name][-1], 4, 4)
+    assert model.forward_features(IMAGES).shape == (2, WIDTHS[name][-1], 4 // stride, 4 // stride)
+    assert model.default_cfg["pool_size"] == (4 // stride, 4 // stride)
     assert _model(name, in_chans=1)(IMAGES[:, :1]).shape == (2, 10)
 
 
@@ -61,7 +72,7 @@ def test_features_head_and_classifier(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_only(name):
     model = _model(name, features_only=True)
-    assert model.feature_info.reduction() == [1, 1, 2, 4, 8]
+    assert model.feature_info.reduction() == [_stride(name) * r for r in (1, 1, 2, 4, 8)]
     assert model.feature_info.channels() == [WIDTHS[name][0], *WIDTHS[name]]
     for feature, channels, reduction in zip(
         model(IMAGES), model.feature_info.channels(), model.feature_info.reduction(), strict=True
