@@ -38,19 +38,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _guard_yaml()
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description=(cls.__doc__ or "").splitlines()[0],
-        epilog="Short names: "
-        + ", ".join(f"--{s} = --{full}" for s, full in sorted(_short_names(cls).items())),
-        version=__version__,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of deltas; may be given repeatedly")
-    parser.add_class_arguments(cls)
+    parser = _parser(cls)
     words = sys.argv[1:] if argv is None else list(argv)
     if positional:
         words = _with_flag(words, positional)
@@ -77,6 +66,41 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, positional: str 
     _refuse_null(namespace, cls)
     config: Config = parser.instantiate(namespace)  # type: ignore[no-untyped-call, unused-ignore]
     return validate(cls(**{f.name: getattr(config, f.name) for f in fields(cls)}))
+
+
+def from_dict(cls: type[Any], values: dict[str, Any], where: str) -> Any:
+    """A typed `cls` of its defaults and nested `values`, ranges unchecked.
+
+    Raises ConfigError, one line that begins with `where`, for an unknown key or a value of another type.
+    """
+    from argparse import ArgumentError
+
+    parser = _parser(cls)
+    try:
+        namespace = parser.parse_object(values)
+        _refuse_null(namespace, cls)
+        parsed = parser.instantiate(namespace)
+    except (ArgumentError, ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {_one_line(str(error), cls)}") from None
+    return cls(**{f.name: getattr(parsed, f.name) for f in fields(cls)})
+
+
+@functools.cache
+def _parser(cls: type[Any]) -> Any:
+    """jsonargparse's parser of a config dataclass; it is slow to make."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description=(cls.__doc__ or "").splitlines()[0],
+        epilog="Short names: "
+        + ", ".join(f"--{s} = --{full}" for s, full in sorted(_short_names(cls).items())),
+        version=__version__,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of deltas; may be given repeatedly")
+    parser.add_class_arguments(cls)
+    return parser
 
 
 def _refuse_null(values: Any, cls: type, prefix: str = "") -> None:

@@ -1,0 +1,111 @@
+"""A study's folder: what is where, and what its runs have measured.
+
+STUDY/specs/TABLE.yaml        the tables, resolved: nothing of them refers to another file
+STUDY/optuna.db               the ledger (optuna.journal, or a database elsewhere)
+STUDY/cells/CELL.yaml         the whole configuration of a run
+STUDY/logs/CELL.log           what it printed
+STUDY/runs/STAGE/CELL/        the run
+STUDY/report/                 what launch/report.py wrote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rmd_dist.cli import to_dict
+from rmd_dist.config import ConfigError
+from rmd_dist.curves import read_curve
+from rmd_dist.files import atomic_path
+from rmd_dist.run import read_manifest
+from rmd_dist.study.cells import Cell, Entry, Table, plan
+from rmd_dist.study.ledger import Ledger, Status
+from rmd_dist.study.spec import StudySpec, load_spec
+
+KINDS = ("last", "selected", "best_on_test")
+"""Of a run's accuracy: at the end; where noisy validation labels choose; where the test set would (oracle)."""
+
+
+def run_folder(study: Path, cell: Cell) -> Path:
+    """Where a cell's run is."""
+    return study / "runs" / cell.stage / cell.key
+
+
+def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
+    """Record the tables of a study. One that is there may have grown; the ledger refuses changed cells."""
+    folder = study / "specs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in specs:
+        values = to_dict(spec)
+        values["teachers"] = {name: str(Path(file).resolve()) for name, file in spec.teachers.items()}
+        with atomic_path(folder / f"{spec.name}.yaml") as temporary:
+            temporary.write_text(f"# A table of this study, as it was asked for.\n{yaml.safe_dump(values)}")
+
+
+def read_specs(study: Path) -> list[StudySpec]:
+    """The tables of a study, in order of name. Raises ConfigError if the folder is no study."""
+    files = sorted((study / "specs").glob("*.yaml"))
+    if not files:
+        raise ConfigError(f"{study} is not a study: it has no specs/*.yaml; launch/study.py makes one")
+    return [load_spec(file) for file in files]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study read back: its tables, and where each cell stands."""
+
+    folder: Path
+    cells: dict[str, Cell]
+    tables: list[Table]
+    status: dict[str, Status]
+
+    def run(self, key: str) -> Path:
+        """The run folder of a cell."""
+        return run_folder(self.folder, self.cells[key])
+
+    def finished(self, key: str) -> bool:
+        """Whether a cell has run to its end."""
+        return key in self.status and self.status[key].state == "finished"
+
+    def accuracy(self, key: str, kind: str = "last") -> float | None:
+        """Test accuracy (kNN accuracy of a pretraining) in [0, 1], of one of KINDS; None if unfinished."""
+        return self.status[key].results.get(kind) if self.finished(key) else None
+
+    def curve(self, key: str, tag: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a scalar while the run went on; empty if it has not begun."""
+        try:
+            return read_curve(self.run(key), tag)
+        except ConfigError:
+            return [], []
+
+    def teacher(self, dataset: str, table: Table) -> Path | None:
+        """The encoder that a table's students of a data set were drawn to; None if there is none (yet)."""
+        if dataset in table.spec.teachers:
+            return Path(table.spec.teachers[dataset])
+        keys = {self.cells[e.key].needs for e in table.entries if e.dataset == dataset}
+        found = [self.run(key) for key in keys if key is not None and self.finished(key)]
+        return found[0] if found else None
+
+    def entries(self, table: Table, **wanted: Any) -> list[Entry]:
+        """The places of a table whose fields have the `wanted` values."""
+        return [entry for entry in table.entries if all(getattr(entry, k) == v for k, v in wanted.items())]
+
+
+def read_study(folder: Path, storage: str | None = None) -> Study:
+    """Read a study's tables and the state of its cells. Raises ConfigError if there is none."""
+    cells, tables = plan(read_specs(folder))
+    ledger = Ledger(folder, storage)
+    return Study(folder, {cell.key: cell for cell in cells}, tables, ledger.status())
+
+
+def results_of(run: Path) -> dict[str, float]:
+    """What a finished run found: accuracies by KINDS. Raises ConfigError if its manifest is damaged."""
+    results = read_manifest(run).get("results", {})
+    try:
+        return {kind: float(results[kind]["value"]) for kind in KINDS if kind in results}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run}: the results in its manifest.json are damaged ({error!r})") from error

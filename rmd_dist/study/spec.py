@@ -1,0 +1,194 @@
+"""What a study is: a YAML file of a table's losses, methods, noise, seeds and settings.
+
+A file may build on another one (`extends: table1.yaml`, beside it) and then holds only what differs: groups
+of keys are merged, everything else is replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rmd_dist.cli import from_dict
+from rmd_dist.config import ConfigError
+from rmd_dist.config_text import MAX_CHARACTERS, guarded
+from rmd_dist.data.datasets import dataset_info
+from rmd_dist.data.noise import PROTOCOLS
+from rmd_dist.losses import LOSSES
+from rmd_dist.reading import read_bytes
+
+MAX_PARENTS = 8  # of a chain of `extends`
+
+METHODS: dict[str, dict[str, Any]] = {"": {"K": 0}, "+RMDNet": {"K": 1}}
+
+
+@dataclass
+class Tuning:
+    """The search for K: log-spaced coarsely between two bounds, then finely around the best."""
+
+    low: float = 1e-4
+    """Smallest K above 0."""
+
+    high: float = 2.0
+    """Largest K."""
+
+    coarse: int = 6
+    """Values of the coarse grid, both bounds included; K = 0 is always tried beside them."""
+
+    fine: int = 3
+    """Values between the best and each of its neighbours."""
+
+    select: str = "validation/accuracy_noisy"
+    """What K is chosen by; the default reads held-out noisy labels alone."""
+
+    prune: bool = True
+    """Stop a run whose accuracy falls below the median of the earlier runs at the same step."""
+
+    prune_after: float = 0.3
+    """Share of training during which no run is stopped."""
+
+    prune_margin: float = 0.02
+    """How far below the median."""
+
+
+@dataclass
+class Embedding:
+    """Figures 5 to 7: t-SNE of the features of training samples of two classes."""
+
+    classes: tuple[str, str] = ("ship", "truck")
+    """The classes, by name; samples are chosen by the label that was given."""
+
+    samples: int = 1000
+    """At most so many samples of each class."""
+
+    perplexity: float = 30.0
+    """Of t-SNE."""
+
+
+@dataclass
+class StudySpec:
+    """One table of a study: a grid of distillation runs over a shared pretraining run of each data set."""
+
+    name: str = ""
+    """Name of the table, of letters, digits, - and _; unset: the file's."""
+
+    title: str = ""
+    """What the report writes above the table."""
+
+    table: int | None = None
+    """Number of the table of the paper whose figures are printed beside; unset: none."""
+
+    layout: Literal["methods", "K"] = "methods"
+    """`methods`: a row of each method, a column of each noise. `K`: one row of each K, with curves."""
+
+    datasets: tuple[str, ...] = ("cifar10",)
+    """Data sets, by name."""
+
+    losses: tuple[str, ...] = ("ce",)
+    """Classification losses, by name."""
+
+    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(METHODS))
+    """What is added to a loss's name -> keys of a distillation that it changes. The first is the baseline.
+
+    K is a number, or a mapping by data set, loss or noise (`{nce_agce: 0.001, default: 1}`), also nested.
+    """
+
+    noise: dict[str, tuple[float, ...]] = field(default_factory=lambda: {"symmetric": (0.4,)})
+    """Noise protocol -> rates."""
+
+    clean: bool = True
+    """Train with CE on the clean labels too: the upper end of the noise gap."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of training; each draws its own wrong labels."""
+
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    """Keys of the pretraining runs that differ from the defaults (the paper's)."""
+
+    distill: dict[str, Any] = field(default_factory=dict)
+    """Keys of all distillation runs that differ from the defaults (the paper's)."""
+
+    per_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Data set -> {pretrain: ..., distill: ...}, on top of the two above."""
+
+    teachers: dict[str, str] = field(default_factory=dict)
+    """Data set -> encoder file, relative to the YAML file, used instead of a pretraining run."""
+
+    embedding: Embedding | None = None
+    """Draw t-SNE of each method's features, and of the teacher's."""
+
+    tune: Tuning | None = None
+    """Search for K instead of running `methods`; the first loss, noise and rate count, each by itself."""
+
+
+def load_spec(path: Path) -> StudySpec:
+    """Read a study's YAML file. Raises ConfigError, one line, for whatever is wrong with it."""
+    values = _read(path, MAX_PARENTS)
+    spec = from_dict(StudySpec, values, str(path))
+    spec.name = spec.name or path.stem
+    _check(spec, path)
+    return spec
+
+
+def _read(path: Path, parents: int) -> dict[str, Any]:
+    """The keys of a file merged into those of the file it extends."""
+    load = guarded(yaml.safe_load, frozenset(f.name for f in fields(StudySpec) if "dict" in str(f.type)))
+    try:
+        values = load(read_bytes(path, MAX_CHARACTERS).decode())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a study: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a study: give keys such as losses: [ce, gce]")
+    parent = values.pop("extends", None)
+    teachers = values.get("teachers")
+    if isinstance(teachers, dict):  # what is not is told of by name below
+        values["teachers"] = {name: str(path.parent / str(file)) for name, file in teachers.items()}
+    if parent is None:
+        return values
+    if parents == 0:
+        raise ConfigError(f"{path}: extends = {parent} goes round in a circle, or is too long a chain")
+    return merge(_read(path.parent / str(parent), parents - 1), values)
+
+
+def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """`delta` on top of `base`: groups of keys are merged, everything else is replaced.
+
+    A group whose keys are the choice itself (`methods`, `noise`) is replaced as a whole.
+    """
+    merged = dict(base)
+    for key, value in delta.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both and key not in ("methods", "noise") else value
+    return merged
+
+
+def _check(spec: StudySpec, path: Path) -> None:
+    """ConfigError for names that do not exist and choices that leave nothing to run."""
+    if not all(c.isalnum() or c in "-_" for c in spec.name):
+        raise ConfigError(f"{path}: name = {spec.name!r} must be of letters, digits, - and _")
+    for key in ("datasets", "losses", "methods", "noise", "seeds"):
+        if not getattr(spec, key):
+            raise ConfigError(f"{path}: {key} is empty, so there is nothing to run; give at least one")
+    for dataset in {*spec.datasets, *spec.per_dataset, *spec.teachers}:
+        dataset_info(dataset)
+    for loss in spec.losses:
+        if loss not in LOSSES:
+            raise ConfigError(f"{path}: losses: {loss!r} is not known; use some of {', '.join(LOSSES)}")
+    for protocol in spec.noise:
+        if protocol not in PROTOCOLS and not protocol.startswith("human:"):
+            raise ConfigError(f"{path}: noise: {protocol!r} is not known; use some of {', '.join(PROTOCOLS)}")
+    if not all(spec.noise.values()):
+        raise ConfigError(f"{path}: noise has a protocol without a rate; give one, such as symmetric: [0.4]")
+    for dataset, groups in spec.per_dataset.items():
+        if unknown := set(groups) - {"pretrain", "distill"}:
+            raise ConfigError(
+                f"{path}: per_dataset.{dataset}.{min(unknown)} is not known; give pretrain or distill"
+            )
+    if (tune := spec.tune) and not (0 < tune.low < tune.high and tune.coarse >= 2 and tune.fine >= 0):
+        raise ConfigError(
+            f"{path}: tune needs 0 < low < high, coarse >= 2 and fine >= 0; got low {tune.low:g}, "
+            f"high {tune.high:g}, coarse {tune.coarse}, fine {tune.fine}"
+        )
