@@ -127,7 +127,7 @@ class StudySpec:
 def load_spec(path: Path) -> StudySpec:
     """Read a study's YAML file. Raises ConfigError, one line, for whatever is wrong with it."""
     values = _read(path, MAX_PARENTS)
-    spec = from_dict(StudySpec, values, str(path))
+    spec: StudySpec = from_dict(StudySpec, values, str(path))
     spec.name = spec.name or path.stem
     _check(spec, path)
     return spec
