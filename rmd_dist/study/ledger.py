@@ -107,7 +107,7 @@ class Ledger:
             ]
             if changed:
                 raise ConfigError(
-                    f"{self.folder} began with other settings of {len(changed)} cells (such as {changed[0]}); "
+                    f"{self.folder} began with other settings of {len(changed)} cells, such as {changed[0]}; "
                     "give the old ones, or another --out"
                 )
             new = [cell for cell in cells if cell.key not in known]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rmd_dist.cli import flatten
 from rmd_dist.config import ConfigError, DistillConfig
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.ledger import Status
@@ -43,7 +42,8 @@ class StepTimes:
                 seconds = -1.0
             if name not in ("", "pretrain", "distill") or not 0 < seconds < 1e6:
                 raise ConfigError(
-                    f"--step-seconds {text} is not valid; give seconds such as 0.02, or pretrain=0.05,distill=0.02"
+                    f"--step-seconds {text} is not valid; give seconds such as 0.02, "
+                    "or pretrain=0.05,distill=0.02"
                 )
             given[name or "all"] = seconds
         times: dict[Kind, list[float]] = {}
@@ -82,11 +82,9 @@ def outlook_rows(
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",
         ]
-        rows.append(
-            [what, dataset, model, str(len(members)), str(len(left)), f"{steps:,}".replace(",", " "), *shown]
-        )
+        rows.append([what, dataset, model, str(len(members)), str(len(left)), _spaced(steps), *shown])
     columns = ["stage", "data set", "model", "cells", "left", "steps left", "ms a step", "hours"]
-    closing = [f"{len(cells)} cells, {total_steps:,} steps left".replace(",", " ")]
+    closing = [f"{len(cells)} cells, {_spaced(total_steps)} steps left"]
     if unknown:
         closing.append(
             "hours unknown: give --step-seconds, or --measure to time a few steps of each kind here"
@@ -96,7 +94,6 @@ def outlook_rows(
     return columns, rows, closing
 
 
-def changes(cell: Cell, base: Cell) -> dict[str, object]:
-    """Keys in which a cell differs from another one."""
-    theirs = flatten(base.config)
-    return {key: value for key, value in flatten(cell.config).items() if theirs.get(key) != value}
+def _spaced(number: int) -> str:
+    """12 345 678"""
+    return f"{number:,}".replace(",", " ")

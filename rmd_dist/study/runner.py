@@ -160,7 +160,10 @@ def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConf
 
 
 def outcome(running: Running, seconds: float) -> dict[str, float] | None:
-    """What a run that has ended found; None if it did not finish. Raises ConfigError for a damaged manifest."""
+    """What a run that has ended found; None if it did not finish.
+
+    Raises ConfigError for a damaged manifest.
+    """
     manifest = read_manifest(running.folder)
     if running.process.returncode or manifest.get("status") != "finished":
         return None

@@ -58,9 +58,15 @@ class Worker:
         self.say, self.hopeless, self.tag = say, hopeless, tag
         self.tally = Tally()
         self._stop = threading.Event()
+        self._abandoned = False
 
     def ask_to_stop(self) -> None:
         """Have the cell under way saved, and given back."""
+        self._stop.set()
+
+    def abandon(self) -> None:
+        """End the cell under way at once; its newest checkpoint stays."""
+        self._abandoned = True
         self._stop.set()
 
     def run(self) -> None:
@@ -160,7 +166,7 @@ class Worker:
             reported = max(reported, len(curve))
             if running.stopping:
                 deadline = deadline or now + GRACE_SECONDS
-                if now > deadline:
+                if now > deadline or self._abandoned:
                     running.kill()
             running.wait(POLL_SECONDS)
         for step, value in running.curve(self.tag)[reported:] if cell.stage == "distill" else []:
@@ -173,25 +179,42 @@ class Crew:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = workers
-        self._errors: queue.Queue[BaseException] = queue.Queue()
+        self._ended: queue.Queue[BaseException | None] = queue.Queue()
 
     def run(self) -> Tally:
-        """Work until all are done. Raises Stopped when asked to stop; a worker's own error is raised here."""
-        threads = [threading.Thread(target=self._work, args=(worker,)) for worker in self.workers]
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(POLL_SECONDS)
-        except (KeyboardInterrupt, Stopped):
-            self._stop()
-            for thread in threads:
-                thread.join()
-            raise Stopped("the cells under way are saved; the same command continues") from None
-        if not self._errors.empty():
-            raise self._errors.get()
+        """Work until all are done. Raises Stopped when asked to stop, and whatever a worker raised."""
+        for worker in self.workers:
+            threading.Thread(target=self._work, args=(worker,)).start()
+        errors: list[BaseException] = []
+        stopped = False
+        for _ in self.workers:
+            # Not Thread.join: a signal that raises in it makes Python 3.11 take the thread for ended.
+            try:
+                error = self._ended.get()
+            except (KeyboardInterrupt, Stopped):
+                stopped = True
+                self._each(Worker.ask_to_stop)
+                error = self._patiently()
+            if error is not None:
+                errors.append(error)
+                self._each(Worker.ask_to_stop)
+        if errors:
+            raise errors[0]
+        if stopped:
+            raise Stopped("the cells under way are saved; the same command continues")
         return self.tally()
+
+    def _patiently(self) -> BaseException | None:
+        """The end of one more worker; a second Ctrl-C ends its cells at once."""
+        try:
+            return self._ended.get()
+        except (KeyboardInterrupt, Stopped):
+            self._each(Worker.abandon)
+            return self._ended.get()
+
+    def _each(self, do: Callable[[Worker], None]) -> None:
+        for worker in self.workers:
+            do(worker)
 
     def tally(self) -> Tally:
         """What all of them did."""
@@ -205,13 +228,10 @@ class Crew:
     def _work(self, worker: Worker) -> None:
         try:
             worker.run()
-        except BaseException as error:  # told by run(), in the main thread
-            self._errors.put(error)
-            self._stop()
-
-    def _stop(self) -> None:
-        for worker in self.workers:
-            worker.ask_to_stop()
+        except BaseException as error:  # raised by run(), in the main thread
+            self._ended.put(error)
+        else:
+            self._ended.put(None)
 
 
 def duration(seconds: float) -> str:
