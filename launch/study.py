@@ -22,6 +22,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--step-seconds", metavar="S", help="time of a step, as 0.02 or pretrain=0.05,distill=0.02")
     add("--measure", action="store_true", help="with --dry-run: time a few steps of each kind of cell here")
     add("--retry-failed", action="store_true", help="run failed cells again")
+    add("--fresh-teachers", action="store_true", help="pretrain even where a table names an encoder file")
     add("--workers", type=int, default=1, help="cells at a time, each with its share of the cores or GPUs")
     add("--processes", type=int, default=1, help="processes of each cell (DDP)")
     add("--launch-config", type=Path, help="accelerate's configuration file for each cell")

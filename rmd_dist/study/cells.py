@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from rmd_dist.cli import flatten, from_dict
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
 from rmd_dist.config_check import validate
 from rmd_dist.data.datasets import dataset_info
+from rmd_dist.files import sha256
 from rmd_dist.run import FREE_KEYS, default_name
 from rmd_dist.study.spec import StudySpec, merge
 
@@ -51,6 +53,8 @@ class Cell:
         """Hex digest of what is computed; cells of equal digest are the same run."""
         matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
         matters |= {"needs": self.needs, "test_samples": self.config.data.test_samples}
+        if (file := matters.get("teacher")) not in (None, "random"):
+            matters["teacher"] = _content(str(file))  # wherever it lies
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -181,6 +185,17 @@ class _Builder:
     def _settings(self, stage: str, dataset: str) -> dict[str, Any]:
         own = self.spec.per_dataset.get(dataset, {}).get(stage, {})
         return merge(merge(getattr(self.spec, stage), own), {"data": {"dataset": dataset}})
+
+
+@functools.cache
+def _content(file: str) -> str:
+    """SHA-256 of an encoder file. Raises ConfigError if there is none."""
+    try:
+        return sha256(Path(file))
+    except OSError as error:
+        raise ConfigError(
+            f"teacher {file} cannot be read ({error.strerror}); give another file, or --fresh-teachers"
+        ) from error
 
 
 def _taught(delta: dict[str, Any]) -> bool:

@@ -28,7 +28,10 @@ MEASURED_STEPS = 40
 
 def study(args: argparse.Namespace) -> int:
     """Run a study, or with --dry-run say what it would take; returns the exit code."""
-    specs = [tune.prepared(load_spec(path)) for path in args.specs]
+    given = [load_spec(path) for path in args.specs]
+    if args.fresh_teachers:
+        given = [replace(spec, teachers={}) for spec in given]
+    specs = [tune.prepared(spec) for spec in given]
     if any(spec.tune for spec in specs) and len(specs) > 1:
         raise ConfigError("a search for K goes by itself; give its YAML file alone")
     cells, _ = plan(specs)

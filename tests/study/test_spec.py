@@ -95,6 +95,21 @@ def test_tables_share_cells_that_are_the_same_run(tmp_path):
         plan([spec(tmp_path), spec(tmp_path)])
 
 
+def test_an_encoder_file_takes_the_place_of_pretraining_wherever_it_lies(tmp_path):
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "t.safetensors").write_bytes(b"weights")
+        found.append(plan([spec(folder, f"{SPEC}\nteachers: {{digits: t.safetensors}}\n")])[0])
+    here, there = found
+    assert {cell.stage for cell in here} == {"distill"}
+    taught = [cell.config.teacher for cell in here if cell.config.K]
+    assert taught == [str(tmp_path / "a/t.safetensors")] * 4
+    assert [cell.digest for cell in here] == [cell.digest for cell in there]
+    with pytest.raises(ConfigError, match=r"gone.safetensors cannot be read .*--fresh-teachers"):
+        plan([spec(tmp_path, f"{SPEC}\nteachers: {{digits: gone.safetensors}}\n")])
+
+
 def test_an_untrained_teacher_needs_no_pretraining(tmp_path):
     text = SPEC.replace('"+RMDNet": {K: {ce: 1, default: 0.5}}', '"+RGRL": {K: 1, teacher: random}')
     cells, _ = plan([spec(tmp_path, text)])
