@@ -150,7 +150,7 @@ def test_durations_are_readable():
     assert [duration(s) for s in (4, 240, 9000)] == ["4 s", "4 min", "2.5 h"]
 
 
-TINY = "model: {name: resnet18_cifar_w16_s2}, eval: {every_epochs: 1, train_samples: 96}, run: {log_every: 5}"
+TINY = "model: {name: resnet18_cifar_w16_s2}, eval: {every_epochs: 0, train_samples: 96}, run: {log_every: 5}"
 DATA = "data: {batch_size: 48, train_samples: 480, test_samples: 96}"
 REAL = f"""
 # Two students and their teacher, a few steps each.
@@ -158,8 +158,8 @@ datasets: [digits]
 clean: false
 noise: {{symmetric: [0.4]}}
 seeds: [0]
-pretrain: {{{DATA}, {TINY}, simsiam: {{dim: 32, hidden_dim: 16}}, optim: {{epochs: 12, lr: 0.05}}}}
-distill: {{{DATA}, {TINY}, optim: {{epochs: 2, lr: 0.05}}}}
+pretrain: {{{DATA}, {TINY}, simsiam: {{dim: 32, hidden_dim: 16}}, optim: {{epochs: 9, lr: 0.05}}}}
+distill: {{{DATA}, {TINY}, optim: {{epochs: 1, lr: 0.05}}}}
 """
 
 
