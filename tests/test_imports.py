@@ -42,6 +42,7 @@ LAYERS = (
     {"tasks"},
     {"trainer"},
     {"assess", "start"},
+    {"study"},
     {"launch"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -1,0 +1,85 @@
+"""A figure of a report: drawn once, written as PNG beside Markdown and into the HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmd_dist.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS = 130  # per inch, of PNG files
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "rmd-dist",
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and its words."""
+
+    name: str
+    """Of the file, without its ending."""
+    title: str
+    caption: str
+    """What is drawn, what was run. Also read out where the picture cannot be seen."""
+    figure: Figure
+    raster: bool = False
+    """Thousands of points: PNG in the page too, which is smaller."""
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        stream = io.BytesIO()
+        self.figure.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
+        return stream.getvalue()
+
+    def write(self, folder: Path) -> Path:
+        """Write NAME.png into `folder`."""
+        path = folder / f"{self.name}.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.png())
+        return path
+
+    def inline(self) -> str:
+        """HTML that needs nothing from elsewhere: an <svg>, or an <img> that holds its data."""
+        if self.raster:
+            return f'<img alt="" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
+        stream = io.StringIO()
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            self.figure.savefig(stream, format="svg", metadata={"Date": None})
+        svg = stream.getvalue()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        # Ids are a page's, not a picture's: those of groups would come twice, and nothing refers to them.
+        svg = re.sub(
+            r' id="(?:figure|axes|patch|matplotlib|line2d|text|legend|PathCollection|xtick|ytick|'
+            r'FillBetween\w*|LineCollection)[\w.]*"',
+            "",
+            svg,
+        )
+        prefix = re.sub(r"\W", "-", self.name)
+        svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
+        svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+        svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+        return svg.replace("<svg ", '<svg role="img" ', 1)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches, without pyplot, which would keep it alive."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,82 @@
+"""The report of a study: its tables and figures, and what is unfinished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rmd_dist.study.conditions import conditions
+from rmd_dist.study.folder import Study
+from rmd_dist.study.pictures import Picture
+from rmd_dist.study.places import Places
+from rmd_dist.study.tables import Grid, csv_rows, grids, unfinished
+
+
+@dataclass
+class Section:
+    """A table of the study."""
+
+    name: str
+    title: str
+    remarks: list[str]
+    """What was run, and what is missing."""
+    grids: list[Grid]
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """All that is to be written."""
+
+    name: str
+    summary: str
+    commands: list[str]
+    sections: list[Section]
+    unfinished: list[tuple[str, str, str]]
+    """(cell, state, why)"""
+    rows: list[list[str]]
+    """Of the CSV file, by CSV_COLUMNS."""
+
+
+def make_report(study: Study, configs: str | None = None) -> Report:
+    """Put a study's report together.
+
+    `configs`: the folder of YAML files that the printed commands name; None: the study's own copies.
+    """
+    left = unfinished(study)
+    total, done = len(study.cells), len(study.cells) - len(left)
+    name = study.folder.resolve().name
+    summary = f"Study {name}: {done} of {total} cells have finished."
+    if left:
+        summary += f" It is unfinished: the other {len(left)} are listed at the end, none is filled in."
+    sections, rows = [], []
+    for table in study.tables:
+        places = Places(study, table)
+        sections.append(_section(study, places))
+        rows += csv_rows(study, places)
+    return Report(name, summary, _commands(study, configs), sections, left, rows)
+
+
+def _section(study: Study, places: Places) -> Section:
+    spec = places.spec
+    remarks = [conditions(study, places, dataset) for dataset in places.datasets]
+    keys = dict.fromkeys(entry.key for entry in places.table.entries)
+    if missing := unfinished(study, list(keys)):
+        states = ", ".join(f"{n} {state}" for state, n in _counts(state for _, state, _ in missing).items())
+        remarks.append(f"{len(missing)} of its {len(keys)} cells are unfinished ({states}).")
+    title = spec.title or spec.name
+    return Section(spec.name, title, remarks, grids(places))
+
+
+def _counts(states: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for state in states:
+        found[state] = found.get(state, 0) + 1
+    return found
+
+
+def _commands(study: Study, configs: str | None) -> list[str]:
+    folder = f"studies/{study.folder.resolve().name}"
+    where = configs.rstrip("/") if configs else f"{folder}/specs"
+    files = " ".join(f"{where}/{table.spec.name}.yaml" for table in study.tables)
+    return [f"python launch/study.py {files} --out {folder}", f"python launch/report.py {folder}"]
