@@ -32,6 +32,12 @@ def conditions(study: Study, places: Places, dataset: str) -> str:
     return "; ".join(parts) + "."
 
 
+def what_was_run(study: Study, places: Places, dataset: str | None = None) -> str:
+    """`conditions` of one data set of a table, or of all."""
+    chosen = [dataset] if dataset else places.datasets
+    return " ".join(conditions(study, places, name) for name in chosen)
+
+
 def _each(values: Iterable[object]) -> str:
     """The value that all share, or the different ones."""
     found = dict.fromkeys(f"{v:g}" if isinstance(v, float) else _grouped(v) for v in values)

@@ -14,6 +14,8 @@ from rmd_dist.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLOURS = ("#1f6fb4", "#d4571e", "#2a9050", "#8a4fb0", "#b0821b", "#c2388a", "#4a5560", "#18a0a8")
+GREY = "#8c949c"
 DOTS = 130  # per inch, of PNG files
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -83,3 +85,30 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def dress(axis: Any) -> None:
+    """Plain axes with a faint grid."""
+    axis.grid(color="#e3e7ea", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8.5)
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """One legend for all panels, below them."""
+    lines: dict[str, Any] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in lines}
+    wide = max(1, int(figure.get_figwidth() // 2.3))
+    columns = min(len(lines), wide)
+    figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=2.6,
+    )

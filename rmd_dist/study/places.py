@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rmd_dist.cli import flatten
 from rmd_dist.study.cells import CLEAN, Entry, Table
 from rmd_dist.study.folder import Study
 from rmd_dist.study.paper import K_TABLES, paper_accuracy
@@ -51,6 +52,7 @@ class Places:
         self.baseline_method = next(iter(table.spec.methods))
         self._at: dict[tuple[Row, Column], list[Entry]] = {}
         self._clean: dict[str, list[Entry]] = {}
+        self._lent: dict[tuple[str, Column], list[Entry]] = {}
         for entry in table.entries:
             if entry.method == CLEAN:
                 self._clean.setdefault(entry.dataset, []).append(entry)
@@ -101,16 +103,33 @@ class Places:
         """The row of the same loss without what the method adds; None of a baseline itself."""
         return self._plain(row.dataset, row.loss) if row.method != self.baseline_method else None
 
-    def ce(self, dataset: str) -> Row | None:
-        """CE without anything added, the lower end of the noise gap; None if the table has no such row."""
-        return self._plain(dataset, "ce")
+    def is_ce(self, row: Row) -> bool:
+        """Whether a row is CE without anything added, the lower end of the noise gap."""
+        return row.loss == "ce" and row.method == self.baseline_method
+
+    def ce_entries(self, dataset: str, column: Column) -> list[Entry]:
+        """CE without anything added, one entry of each seed.
+
+        A table without that loss borrows it from the study's other tables, if it was run there under the
+        conditions of this one's baselines.
+        """
+        if row := self._plain(dataset, "ce"):
+            return self.entries(row, column)
+        if (dataset, column) not in self._lent:
+            self._lent[dataset, column] = self._borrowed(dataset, column)
+        return self._lent[dataset, column]
 
     def shares(self, row: Row, column: Column) -> dict[int, float]:
-        """Seed -> share of the noise gap undone, of the seeds where all three accuracies are in."""
-        own, noisy = self.values(row, column), self.values(self.ce(row.dataset), column)
-        clean = self.clean(row.dataset)
+        """Seed -> share of the noise gap undone, of the seeds where it is defined and all runs are in."""
+        own, clean = self.values(row, column), self.clean(row.dataset)
+        noisy = self._measured(self.ce_entries(row.dataset, column), "last")
         found = {s: gap_share(own[s], noisy[s], clean[s]) for s in own if s in noisy and s in clean}
         return {seed: share for seed, share in found.items() if share is not None}
+
+    def has_gap(self, row: Row, column: Column) -> bool:
+        """Whether some seed has all runs that the noise gap is made of, be it as small as it may."""
+        noisy = self._measured(self.ce_entries(row.dataset, column), "last")
+        return bool(self.values(row, column).keys() & noisy.keys() & self.clean(row.dataset).keys())
 
     def paper(self, row: Row, column: Column) -> float | None:
         """The paper's accuracy."""
@@ -124,6 +143,22 @@ class Places:
     def _plain(self, dataset: str, loss: str) -> Row | None:
         wanted = (dataset, loss, self.baseline_method)
         return next((row for row in self.rows if (row.dataset, row.loss, row.method) == wanted), None)
+
+    def _borrowed(self, dataset: str, column: Column) -> list[Entry]:
+        plain = [row for row in self.rows if (row.dataset, row.method) == (dataset, self.baseline_method)]
+        wanted = {self._conditions(entry) for row in plain for entry in self.entries(row, column)}
+        found: dict[int, Entry] = {}
+        for table in self.study.tables:
+            place = {"dataset": dataset, "loss": "ce", "noise": column.noise, "rate": column.rate}
+            for entry in self.study.entries(table, **place):
+                if self._conditions(entry) in wanted:
+                    found.setdefault(entry.seed, entry)
+        return list(found.values())
+
+    def _conditions(self, entry: Entry) -> str:
+        """What a run is made with, but for its loss."""
+        values = flatten(self.study.cells[entry.key].config)
+        return repr({key: value for key, value in values.items() if not key.startswith("loss")})
 
     def _measured(self, entries: Sequence[Entry], kind: str) -> dict[int, float]:
         found = {entry.seed: self.study.accuracy(entry.key, kind) for entry in entries}

@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 
 from rmd_dist.files import atomic_path
+from rmd_dist.study.listing import CSV_COLUMNS
 from rmd_dist.study.markdown import to_markdown
 from rmd_dist.study.page import to_page
 from rmd_dist.study.report import Report
-from rmd_dist.study.tables import CSV_COLUMNS
 
 
 def write_report(report: Report, out: Path) -> list[Path]:

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rmd_dist.study.conditions import conditions
+from rmd_dist.study.embedding import embeddings
 from rmd_dist.study.folder import Study
+from rmd_dist.study.listing import csv_rows, unfinished
 from rmd_dist.study.pictures import Picture
 from rmd_dist.study.places import Places
-from rmd_dist.study.tables import Grid, csv_rows, grids, unfinished
+from rmd_dist.study.plots import plots
+from rmd_dist.study.tables import Grid, grids
 
 
 @dataclass
@@ -64,8 +67,9 @@ def _section(study: Study, places: Places) -> Section:
     if missing := unfinished(study, list(keys)):
         states = ", ".join(f"{n} {state}" for state, n in _counts(state for _, state, _ in missing).items())
         remarks.append(f"{len(missing)} of its {len(keys)} cells are unfinished ({states}).")
-    title = spec.title or spec.name
-    return Section(spec.name, title, remarks, grids(places))
+    drawn, undrawn = embeddings(study, places)
+    pictures = [*plots(study, places), *drawn]
+    return Section(spec.name, spec.title or spec.name, [*remarks, *undrawn], grids(places), pictures)
 
 
 def _counts(states: Iterable[str]) -> dict[str, int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rmd_dist.study.cells import CLEAN, Entry
-from rmd_dist.study.folder import KINDS, Study
-from rmd_dist.study.places import DATASET_TITLES, Column, Places, Row, column_of
+from rmd_dist.study.folder import KINDS
+from rmd_dist.study.places import DATASET_TITLES, Column, Places, Row
 from rmd_dist.study.stats import LEVEL, SMALLEST_GAP, Estimate, estimate, paired
 
 NOTHING = "–"  # noqa: RUF001 - a dash of the width of a digit
@@ -102,22 +101,26 @@ def gain_grid(places: Places) -> Grid | None:
 
 def gap_grid(places: Places) -> Grid | None:
     """The share of the damage of wrong labels that each method undoes."""
-    rows = [row for row in places.rows if row != places.ce(row.dataset)]
+    rows = [row for row in places.rows if not places.is_ce(row)]
+    at = [(row.dataset, column) for row in rows for column in places.columns]
+    if not any(
+        places.clean_entries(dataset) and places.ce_entries(dataset, column) for dataset, column in at
+    ):
+        return None
     note = (
         "(accuracy - CE on noisy labels) / (CE on clean labels - CE on noisy labels) of each seed, in %: "
         "mean ± standard deviation (seeds). 0: no better than CE, 100: as good as clean labels. Undefined, "
         f"and left out of the mean, where wrong labels cost CE less than {SMALLEST_GAP:g} percentage point."
     )
-    if not rows or not any(places.clean_entries(d) and places.ce(d) for d in places.datasets):
-        return None
+    if len(rows) == len(places.rows):
+        note += " The runs of CE are those of another table of this study, under the conditions of this one."
 
     def cell(row: Row, column: Column) -> Cell:
-        entries, own = places.entries(row, column), places.values(row, column)
-        if not entries or not places.clean_entries(row.dataset) or places.ce(row.dataset) is None:
+        entries = places.entries(row, column)
+        if not (entries and places.clean_entries(row.dataset) and places.ce_entries(row.dataset, column)):
             return Cell(NOTHING)
         shares = places.shares(row, column)
-        noisy, clean = places.values(places.ce(row.dataset), column), places.clean(row.dataset)
-        if not shares and own.keys() & noisy.keys() & clean.keys():
+        if not shares and places.has_gap(row, column):
             return Cell("undefined")
         return _cell(estimate(100 * share for share in shares.values()), len(entries), rounded)
 
@@ -144,55 +147,6 @@ def kinds_grid(places: Places) -> Grid | None:
         "Test accuracy in %. The oracle reads the test set: it is no result, but what stopping could gain."
     ]
     return Grid("Last, selected and best", columns, rows, len(columns) - len(kinds), notes, long=True)
-
-
-def unfinished(study: Study, keys: Sequence[str] | None = None) -> list[tuple[str, str, str]]:
-    """(key, state, why) of each cell that has no result yet, of `keys` or of the whole study."""
-    found = []
-    for key in study.cells if keys is None else dict.fromkeys(keys):
-        status = study.status.get(key)
-        if status is None:
-            found.append((key, "not entered", ""))
-        elif status.state != "finished":
-            found.append((key, status.state, status.why or ""))
-    return found
-
-
-CSV_COLUMNS = (
-    *("table", "dataset", "loss", "method", "noise", "rate", "K", "seed", "cell", "state", "why"),
-    *("last", "selected", "best_on_test", "gap_share", "steps", "seconds", "paper"),
-)
-
-
-def csv_rows(study: Study, places: Places) -> list[list[str]]:
-    """One row of each place and seed, by CSV_COLUMNS; accuracies in per cent."""
-    rows = []
-    for entry in places.table.entries:
-        row, column = places.row_of(entry), column_of(entry)
-        share = paper = None
-        if entry.method != CLEAN:
-            share, paper = places.shares(row, column).get(entry.seed), places.paper(row, column)
-        status = study.status.get(entry.key)
-        accuracies = [study.accuracy(entry.key, kind) for kind in KINDS]
-        rows.append(
-            [
-                *(places.spec.name, entry.dataset, entry.loss, _method(entry), entry.noise),
-                *(f"{entry.rate:g}", f"{entry.K:g}", str(entry.seed), entry.key),
-                *((status.state, status.why or "") if status else ("not entered", "")),
-                *(_number(None if accuracy is None else 100 * accuracy) for accuracy in accuracies),
-                *(_number(share), str(study.cells[entry.key].steps)),
-                *(_number(status.results.get("seconds") if status else None), _number(paper)),
-            ]
-        )
-    return rows
-
-
-def _method(entry: Entry) -> str:
-    return f"{entry.loss.upper()}, {CLEAN}" if entry.method == CLEAN else entry.label
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 def spread(e: Estimate) -> str:

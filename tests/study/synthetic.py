@@ -8,6 +8,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rmd_dist.cli import save_yaml
+from rmd_dist.models.export import create, export
 from rmd_dist.study.cells import CLEAN, Cell, Entry, plan
 from rmd_dist.study.folder import run_folder, write_specs
 from rmd_dist.study.ledger import Ledger
@@ -39,8 +43,12 @@ def make_study(
     failed: Collection[str] = (),
     waiting: Collection[str] = (),
     curves: bool = False,
+    models: bool = False,
 ) -> Path:
-    """Write the study; cells of `failed` and `waiting` are left so, by key, all others are finished."""
+    """Write the study; cells of `failed` and `waiting` are left so, by key, all others are finished.
+
+    `curves`: with metrics; `models`: with untrained weights and a configuration.
+    """
     write_specs(folder, specs)
     cells, tables = plan(specs)
     ledger = Ledger(folder)
@@ -60,6 +68,8 @@ def make_study(
             results = {"last": last, "best_on_test": last, "seconds": 300.0}
         if curves and cell.key in places:
             _write_run(folder, cell, places[cell.key], last)
+        if models:
+            _write_model(folder, cell)
         ledger.finish(claim, last, results)
     ledger.close()
     return folder
@@ -68,7 +78,7 @@ def make_study(
 def _write_run(folder: Path, cell: Cell, entry: Entry, last: float) -> None:
     """A run folder with curves that rise, and fall where wrong labels are memorised."""
     run = run_folder(folder, cell)
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / "manifest.json").write_text(json.dumps({"status": "finished", "stage": cell.stage}))
     epochs, records = cell.config.optim.epochs, []
     for epoch in range(1, epochs + 1):
@@ -88,3 +98,15 @@ def _write_run(folder: Path, cell: Cell, entry: Entry, last: float) -> None:
             }
         records.append(json.dumps(record))
     (run / "metrics.jsonl").write_text("\n".join(records) + "\n")
+
+
+def _write_model(folder: Path, cell: Cell) -> None:
+    """An untrained model of the cell's architecture."""
+    run = run_folder(folder, cell)
+    run.mkdir(parents=True, exist_ok=True)
+    save_yaml(cell.config, run / "config.yaml")
+    name, classes = cell.config.model.name, 10 if cell.stage == "distill" else 0
+    torch.manual_seed(0)
+    export(
+        run, create(name, classes), name, classes, {"dataset": cell.config.data.dataset, "stage": cell.stage}
+    )
