@@ -17,7 +17,7 @@ from rmd_dist.study.pictures import Picture, legend_below, new_figure
 from rmd_dist.study.places import DATASET_TITLES, Places
 from rmd_dist.study.spec import Embedding
 
-WRONG, RIGHT = "#d62728", "#2a9050"
+WRONG, RIGHT = "#c2161c", "#6fbf85"  # also of unlike brightness
 SEED = 0  # of t-SNE
 
 
@@ -154,7 +154,7 @@ def _draw(panels: list[tuple[str, npt.NDArray[np.float32]]], shown: Shown, wante
         points = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(features)
         for hit, colour, label in ((False, RIGHT, "label is right"), (True, WRONG, "label is wrong")):
             chosen = points[shown.wrong == hit]
-            axis.scatter(chosen[:, 0], chosen[:, 1], s=7, color=colour, alpha=0.6, linewidths=0, label=label)
+            axis.scatter(chosen[:, 0], chosen[:, 1], s=9, color=colour, alpha=0.7, linewidths=0, label=label)
         auc = separation(features, shown.wrong)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("AUC not defined" if auc is None else f"AUC {auc:.3f}", fontsize=10.5)

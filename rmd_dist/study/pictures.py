@@ -111,4 +111,5 @@ def legend_below(figure: Any, axes: Any) -> None:
         frameon=False,
         fontsize=9,
         handlelength=2.6,
+        markerscale=1.4,
     )
