@@ -85,9 +85,8 @@ def from_dict(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     return cls(**{f.name: getattr(parsed, f.name) for f in fields(cls)})
 
 
-@functools.cache
 def _parser(cls: type[Any]) -> Any:
-    """jsonargparse's parser of a config dataclass; it is slow to make."""
+    """jsonargparse's parser of a config dataclass."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -98,7 +98,7 @@ def plan(specs: Sequence[StudySpec]) -> tuple[list[Cell], list[Table]]:
         cells[named.key] = named
         return named.key
 
-    tables = []
+    tables: list[Table] = []
     for spec in specs:
         if any(table.spec.name == spec.name for table in tables):
             raise ConfigError(f"two tables are called {spec.name}; give one another name")
@@ -119,15 +119,16 @@ class _Builder:
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
+        self._cache: dict[str, DistillConfig] = {}
 
     def pretraining(self, dataset: str) -> Cell | None:
         """The pretraining run of a data set; None where an encoder file is given or no method needs one."""
         spec = self.spec
-        if dataset in spec.teachers or not any(self._taught(dataset, method) for method in spec.methods):
+        if dataset in spec.teachers or not any(map(_taught, spec.methods.values())):
             return None
         values = self._settings("pretrain", dataset)
         config = validated(PretrainConfig, values, f"{spec.name}: pretrain")
-        return Cell(_short(default_name(config), config), config)
+        return Cell(f"{dataset}-simsiam-seed{config.run.seed}", config)
 
     def students(self, dataset: str, needs: str | None) -> Iterator[tuple[Entry, Cell]]:
         """Each place of the table with its cell, the runs on clean labels first."""
@@ -177,16 +178,14 @@ class _Builder:
             self._cache[key] = validated(DistillConfig, values | {"loss": loss}, where)
         return self._cache[key]
 
-    @property
-    def _cache(self) -> dict[str, DistillConfig]:
-        return self.__dict__.setdefault("_parsed_configs", {})
-
-    def _taught(self, dataset: str, method: str) -> bool:
-        return self.spec.methods[method].get("teacher") is None and self.spec.methods[method].get("K", 1) != 0
-
     def _settings(self, stage: str, dataset: str) -> dict[str, Any]:
         own = self.spec.per_dataset.get(dataset, {}).get(stage, {})
         return merge(merge(getattr(self.spec, stage), own), {"data": {"dataset": dataset}})
+
+
+def _taught(delta: dict[str, Any]) -> bool:
+    """Whether a method needs a pretrained teacher."""
+    return delta.get("teacher") is None and delta.get("K", 1) != 0
 
 
 def choose(value: Any, names: Sequence[str], where: str) -> float:

@@ -27,7 +27,7 @@ from rmd_dist.study.ledger import Ledger, Status
 from rmd_dist.study.spec import StudySpec, load_spec
 
 KINDS = ("last", "selected", "best_on_test")
-"""Of a run's accuracy: at the end; where noisy validation labels choose; where the test set would (oracle)."""
+"""Of a run's accuracy: at the end; as noisy validation labels choose; as the test set would (oracle)."""
 
 
 def run_folder(study: Path, cell: Cell) -> Path:

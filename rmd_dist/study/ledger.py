@@ -107,8 +107,8 @@ class Ledger:
             ]
             if changed:
                 raise ConfigError(
-                    f"{self.folder} began with other settings of {len(changed)} cells ({', '.join(changed[:3])}"
-                    f"{', ...' if len(changed) > 3 else ''}); give the old ones, or another --out"
+                    f"{self.folder} began with other settings of {len(changed)} cells, such as {changed[0]}; "
+                    "give the old ones, or another --out"
                 )
             new = [cell for cell in cells if cell.key not in known]
             for cell in new:

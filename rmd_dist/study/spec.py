@@ -1,7 +1,7 @@
 """What a study is: a YAML file of a table's losses, methods, noise, seeds and settings.
 
-A file may build on another one (`extends: table1.yaml`, beside it) and then holds only what differs: groups
-of keys are merged, everything else is replaced.
+A file may build on others (`extends: table1.yaml`, or a list, relative to it) and then holds only what
+differs: groups of keys are merged, everything else is replaced.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class StudySpec:
 def load_spec(path: Path) -> StudySpec:
     """Read a study's YAML file. Raises ConfigError, one line, for whatever is wrong with it."""
     values = _read(path, MAX_PARENTS)
-    spec = from_dict(StudySpec, values, str(path))
+    spec: StudySpec = from_dict(StudySpec, values, str(path))
     spec.name = spec.name or path.stem
     _check(spec, path)
     return spec
@@ -146,11 +146,12 @@ def _read(path: Path, parents: int) -> dict[str, Any]:
     teachers = values.get("teachers")
     if isinstance(teachers, dict):  # what is not is told of by name below
         values["teachers"] = {name: str(path.parent / str(file)) for name, file in teachers.items()}
-    if parent is None:
-        return values
-    if parents == 0:
+    if parent is not None and parents == 0:
         raise ConfigError(f"{path}: extends = {parent} goes round in a circle, or is too long a chain")
-    return merge(_read(path.parent / str(parent), parents - 1), values)
+    merged: dict[str, Any] = {}
+    for name in parent if isinstance(parent, list) else [parent] if parent is not None else []:
+        merged = merge(merged, _read(path.parent / str(name), parents - 1))
+    return merge(merged, values)
 
 
 def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

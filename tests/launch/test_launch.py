@@ -101,6 +101,7 @@ print(out.getvalue(), heavy)
         ("evaluate", "--knn_k"),
         ("prepare", "--source"),
         ("compare", "--plot"),
+        ("study", "--dry-run"),
     ],
 )
 def test_help_is_quick(script, shown):
@@ -124,6 +125,8 @@ def test_help_is_quick(script, shown):
         ("distill", ["--noise-rate", "1.5"], ["noise.rate", "1.5", "0 to 1"]),
         ("distill", ["--config", "bad.yaml"], ["optim.speed"]),
         ("evaluate", ["--frobnicate", "1"], ["frobnicate", "--help"]),
+        ("study", ["bad.yaml"], ["bad.yaml", "optim"]),
+        ("study", ["nowhere.yaml"], ["nowhere.yaml", "cannot be read as a study"]),
         ("prepare", ["--dataset", "cifar10", "--source", "nowhere"], ["nowhere"]),
         ("prepare", ["--dataset", "cifar10", "--source", "empty.tar.gz"], ["empty.tar.gz"]),
         ("prepare", ["--dataset", "cifar10", "--source", "cut.tar.gz"], ["cut.tar.gz"]),

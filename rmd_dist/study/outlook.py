@@ -1,0 +1,99 @@
+"""What a study will take: cells, optimizer steps, hours, before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rmd_dist.config import ConfigError, DistillConfig
+from rmd_dist.study.cells import Cell
+from rmd_dist.study.ledger import Status
+
+Kind = tuple[str, str, str, bool]
+"""Stage, data set, model and whether there is a teacher: what the time of a step depends on."""
+
+
+def kind_of(cell: Cell) -> Kind:
+    """The kind of a cell."""
+    taught = isinstance(cell.config, DistillConfig) and cell.config.K > 0
+    return cell.stage, cell.config.data.dataset, cell.config.model.name, taught
+
+
+@dataclass
+class StepTimes:
+    """Seconds of one optimizer step, by kind of cell: given, or measured in cells that have finished."""
+
+    given: dict[str, float] = field(default_factory=dict)
+    """`pretrain`, `distill` or `all` -> seconds."""
+    measured: dict[Kind, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None, cells: Sequence[Cell], status: dict[str, Status]) -> StepTimes:
+        """From `0.02`, or `pretrain=0.05,distill=0.02`, and from what has been measured.
+
+        Raises ConfigError for anything else.
+        """
+        given: dict[str, float] = {}
+        for part in text.split(",") if text else []:
+            name, _, value = part.rpartition("=")
+            try:
+                seconds = float(value)
+            except ValueError:
+                seconds = -1.0
+            if name not in ("", "pretrain", "distill") or not 0 < seconds < 1e6:
+                raise ConfigError(
+                    f"--step-seconds {text} is not valid; give seconds such as 0.02, "
+                    "or pretrain=0.05,distill=0.02"
+                )
+            given[name or "all"] = seconds
+        times: dict[Kind, list[float]] = {}
+        for cell in cells:
+            if cell.key in status and (found := status[cell.key].results.get("step_seconds")):
+                times.setdefault(kind_of(cell), []).append(found)
+        return cls(given, {kind: sorted(values)[len(values) // 2] for kind, values in times.items()})
+
+    def of(self, cell: Cell) -> float | None:
+        """Seconds of one step of a cell; None if nobody knows."""
+        given = self.given.get(cell.stage, self.given.get("all"))
+        return given if given is not None else self.measured.get(kind_of(cell))
+
+
+def outlook_rows(
+    cells: Sequence[Cell], status: dict[str, Status], times: StepTimes
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """(columns, rows, closing lines): cells grouped by kind, what is left of them, steps and hours."""
+    groups: dict[Kind, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(kind_of(cell), []).append(cell)
+    rows, total_steps, total_hours, unknown = [], 0, 0.0, False
+    for (stage, dataset, model, taught), members in sorted(
+        groups.items(), key=lambda item: item[0][0] != "pretrain"
+    ):
+        left = [
+            c for c in members if c.key not in status or status[c.key].state not in ("finished", "pruned")
+        ]
+        steps = sum(cell.steps for cell in left)
+        seconds = times.of(members[0])
+        hours = steps * seconds / 3600 if seconds is not None else None
+        total_steps, total_hours = total_steps + steps, total_hours + (hours or 0.0)
+        unknown = unknown or (hours is None and bool(left))
+        what = stage + (" with teacher" if taught else "")
+        shown = [
+            f"{1000 * seconds:.1f}" if seconds is not None else "?",
+            f"{hours:.1f}" if hours is not None else "?",
+        ]
+        rows.append([what, dataset, model, str(len(members)), str(len(left)), _spaced(steps), *shown])
+    columns = ["stage", "data set", "model", "cells", "left", "steps left", "ms a step", "hours"]
+    closing = [f"{len(cells)} cells, {_spaced(total_steps)} steps left"]
+    if unknown:
+        closing.append(
+            "hours unknown: give --step-seconds, or --measure to time a few steps of each kind here"
+        )
+    else:
+        closing[0] += f", {total_hours:.1f} hours on one device (evaluation and start-up not counted)"
+    return columns, rows, closing
+
+
+def _spaced(number: int) -> str:
+    """12 345 678"""
+    return f"{number:,}".replace(",", " ")

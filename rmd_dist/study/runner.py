@@ -1,0 +1,175 @@
+"""One cell as a process of its own: started, watched, asked to stop, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from rmd_dist.cli import save_yaml
+from rmd_dist.config import AnyConfig, ConfigError, DistillConfig
+from rmd_dist.curves import read_curve
+from rmd_dist.files import atomic_path
+from rmd_dist.models.export import WEIGHTS
+from rmd_dist.run import read_manifest
+from rmd_dist.study.cells import Cell
+from rmd_dist.study.folder import results_of, run_folder
+
+GRACE_SECONDS = 120.0  # for a checkpoint to be written before a cell is killed
+POLL_SECONDS = 0.2
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How each cell is started."""
+
+    processes: int = 1
+    """Processes of a cell; more than one: DDP by `accelerate launch`."""
+    launch_config: Path | None = None
+    """accelerate's configuration file, instead of `processes`."""
+    threads: int = 0
+    """torch's CPU threads and augmentation threads of each process; 0: the run's own default."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the cells; None: as it is."""
+
+    def command(self, stage: str, config: Path) -> list[str]:
+        """What starts a stage."""
+        script = [str(LAUNCH / f"{stage}.py"), "--config", str(config)]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+        if self.launch_config:
+            return [*launcher, "--config_file", str(self.launch_config), *script]
+        if self.processes > 1:  # a free port; ranks without a GPU find each other by gloo
+            topology = ["--multi_gpu", "--num_processes", str(self.processes), "--main_process_port", "0"]
+            return [*launcher, *topology, "--mixed_precision", "no", *script]
+        return [sys.executable, *script]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the data are on this machine; nothing of it changes what is computed. None: the cell's own."""
+
+    root: str | None = None
+    source: str | None = None
+    loader: str | None = None
+    cpu: bool = False
+
+    def into(self, config: AnyConfig) -> None:
+        """Put it into a cell's configuration."""
+        for key in ("root", "source", "loader"):
+            if (value := getattr(self, key)) is not None:
+                setattr(config.data, key, value)
+        config.run.cpu = config.run.cpu or self.cpu
+
+
+@dataclass
+class Running:
+    """A cell under way."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    log: Path
+    file: IO[bytes] = field(repr=False)
+    stopping: bool = False
+
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self.process.poll() is not None
+
+    def wait(self, seconds: float) -> None:
+        """Until the process ends, at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def stop(self) -> None:
+        """Ask the run to save and stop."""
+        self.stopping = True
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process and its ranks at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def curve(self, tag: str) -> list[tuple[int, float]]:
+        """(step, value) of what has been measured so far."""
+        with contextlib.suppress(ConfigError):
+            return list(zip(*read_curve(self.folder, tag), strict=True))
+        return []
+
+    def last_words(self) -> str:
+        """Why it ended: what its manifest says, else the last line of its log that tells of an error."""
+        manifest = read_manifest(self.folder)
+        if manifest.get("status") == "failed" and manifest.get("why"):
+            return str(manifest["why"])
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith(("error:", "stopped:", "interrupted:"))]
+        return (told or lines or [f"exit code {self.process.returncode}"])[-1][:500]
+
+
+def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
+    """Start a cell, or continue it from its newest checkpoint. Raises ConfigError if it cannot be written."""
+    config = complete(study, cell, topology, data)
+    try:
+        for name in ("cells", "logs"):
+            (study / name).mkdir(exist_ok=True)
+        with atomic_path(study / "cells" / f"{cell.key}.yaml") as temporary:
+            save_yaml(config, temporary)
+        log = study / "logs" / f"{cell.key}.log"
+        file = log.open("ab")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {study}: {error.strerror}; make it writable") from error
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": topology.devices} if topology.devices else {})
+    if topology.threads:
+        environment |= {"OMP_NUM_THREADS": str(topology.threads)}
+    process = subprocess.Popen(
+        topology.command(cell.stage, study / "cells" / f"{cell.key}.yaml"),
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,  # a terminal's Ctrl-C is for the study, which then asks its cells to stop
+    )
+    return Running(process, run_folder(study, cell), log, file)
+
+
+def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConfig:
+    """A cell's configuration with where its run, its data and its teacher are."""
+    config = replace(
+        cell.config,
+        data=replace(cell.config.data),
+        run=replace(cell.config.run, root=str(study / "runs"), name=cell.key),
+    )
+    data.into(config)
+    if topology.threads:
+        config.run.threads = config.data.workers = topology.threads
+    if cell.needs and isinstance(config, DistillConfig):
+        config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
+    return config
+
+
+def outcome(running: Running, seconds: float) -> dict[str, float] | None:
+    """What a run that has ended found; None if it did not finish.
+
+    Raises ConfigError for a damaged manifest.
+    """
+    manifest = read_manifest(running.folder)
+    if running.process.returncode or manifest.get("status") != "finished":
+        return None
+    results = results_of(running.folder) | {"seconds": seconds, "steps": float(manifest.get("step", 0))}
+    rates = sorted(value for _, value in running.curve("train/images_per_second"))
+    batch = manifest.get("config", {}).get("data.batch_size")
+    if rates and batch:
+        results["step_seconds"] = float(batch) / rates[len(rates) // 2]
+    return results

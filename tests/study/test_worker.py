@@ -1,0 +1,224 @@
+"""Workers over a study of stand-ins: order, failures, interruption, pruning; and one study of real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.study import arguments
+from rmd_dist.config import ConfigError
+from rmd_dist.study import commands, worker
+from rmd_dist.study.cells import plan
+from rmd_dist.study.folder import read_study, write_specs
+from rmd_dist.study.ledger import Ledger
+from rmd_dist.study.runner import Data, Topology, complete
+from rmd_dist.study.worker import Crew, Tally, Worker, duration
+from tests.study.small import SPEC, StandIn, cells, spec
+
+ROOT = Path(__file__).parents[2]
+
+
+def _crew(tmp_path: Path, lines: list[str], count: int = 1, **watch: object) -> Crew:
+    folder, grid = tmp_path / "study", cells(tmp_path)
+    folder.mkdir(exist_ok=True)
+    ledger = Ledger(folder)
+    ledger.enter(grid)
+    write_specs(folder, [spec(tmp_path)])
+    hands = [Ledger(folder) for _ in range(count)]
+    return Crew([Worker(folder, grid, hand, StandIn(), Data(), lines.append, **watch) for hand in hands])
+
+
+def _starts(tmp_path: Path) -> dict[str, int]:
+    return {p.parent.name: len(p.read_text().split()) for p in tmp_path.glob("study/runs/*/*/starts")}
+
+
+def _plan(tmp_path: Path, **todo: object) -> None:
+    (tmp_path / "study").mkdir(exist_ok=True)
+    (tmp_path / "study/plan.json").write_text(json.dumps(todo))
+
+
+def test_every_cell_runs_once_and_the_teacher_first(tmp_path):
+    lines: list[str] = []
+    tally = _crew(tmp_path, lines, count=2).run()
+    keys = [cell.key for cell in cells(tmp_path)]
+    assert sorted(tally.finished) == sorted(keys)
+    assert _starts(tmp_path) == dict.fromkeys(keys, 1)
+    taught = [key for key in keys if "-K1-" in key or "-K0.5-" in key]
+    order = [line.split(": ")[0] for line in lines if " % after " in line]
+    assert all(order.index("digits-simsiam-seed0") < order.index(key) for key in taught)
+    study = read_study(tmp_path / "study")
+    assert study.accuracy(taught[0]) == 0.5
+    assert study.status[taught[0]].results["step_seconds"] == pytest.approx(0.1)
+    assert study.status[taught[0]].intermediate == {22: 0.5, 44: 0.5, 66: 0.5}
+    assert study.curve(taught[0], "test/accuracy") == ([22, 44, 66], [0.5] * 3)
+    assert study.teacher("digits", study.tables[0]) == study.run("digits-simsiam-seed0")
+    assert _crew(tmp_path, lines).run() == Tally()  # nothing is left
+
+
+def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(tmp_path):
+    _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"fails": True}})
+    tally = _crew(tmp_path, []).run()
+    assert tally.failed == {"digits-ce-symmetric0.4-K0-seed0": "error: it was told to fail"}
+    assert len(tally.finished) == len(cells(tmp_path)) - 1
+
+
+def test_cells_wait_where_their_teacher_failed(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"fails": True}})
+    tally = _crew(tmp_path, []).run()
+    status = read_study(tmp_path / "study").status
+    assert {key for key, s in status.items() if s.state == "waiting"} == {
+        cell.key for cell in cells(tmp_path) if cell.needs
+    }
+    assert list(tally.failed) == ["digits-simsiam-seed0"]
+
+
+def test_a_hopeless_cell_is_stopped_early(tmp_path):
+    slow = {"accuracy": 0.1, "seconds": 0.6}
+    _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": slow})
+    crew = _crew(tmp_path, [], hopeless=lambda _, curve: curve[-1][1] < 0.2)
+    assert crew.run().pruned == ["digits-ce-symmetric0.4-K0-seed0"]
+    status = read_study(tmp_path / "study").status["digits-ce-symmetric0.4-K0-seed0"]
+    assert status.state == "pruned"
+    assert 66 not in status.intermediate
+
+
+def test_asked_to_stop_it_saves_the_cell_and_goes_on_from_there_the_next_time(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 5.0}})
+    lines: list[str] = []
+    crew = _crew(tmp_path, lines)
+    start = worker.start
+
+    def interrupted(*args: object) -> object:
+        running = start(*args)
+        deadline = time.monotonic() + 20
+        while not running.curve("eval/knn_accuracy") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        crew.workers[0].ask_to_stop()
+        return running
+
+    worker.start = interrupted
+    try:
+        assert crew.run() == Tally()
+    finally:
+        worker.start = start
+    assert lines[-1] == "digits-simsiam-seed0: saved, to be continued"
+    _plan(tmp_path)
+    assert len(_crew(tmp_path, lines).run().finished) == len(cells(tmp_path))
+    assert _starts(tmp_path)["digits-simsiam-seed0"] == 2
+
+
+def test_a_worker_s_own_error_reaches_the_caller(tmp_path, monkeypatch):
+    crew = _crew(tmp_path, [])
+    monkeypatch.setattr(worker, "outcome", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        crew.run()
+
+
+def test_how_a_cell_is_started():
+    config = Path("c.yaml")
+    lone = Topology().command("distill", config)
+    assert lone[1:] == [str(ROOT / "launch/distill.py"), "--config", "c.yaml"]
+    two = Topology(processes=2).command("distill", config)
+    assert "--num_processes 2 --main_process_port 0" in " ".join(two)
+    given = Topology(launch_config=Path("gpu8.yaml")).command("pretrain", config)
+    assert given[3:5] == ["--config_file", "gpu8.yaml"]
+
+
+def test_a_cell_is_told_where_its_run_its_data_and_its_teacher_are(tmp_path):
+    grid = cells(tmp_path)
+    cell = next(c for c in grid if c.needs)
+    config = complete(tmp_path / "s", cell, Topology(threads=3), Data(root="d", loader="memory", cpu=True))
+    assert (config.run.root, config.run.name) == (str(tmp_path / "s/runs"), cell.key)
+    assert config.teacher == str(tmp_path / "s/runs/pretrain/digits-simsiam-seed0/model.safetensors")
+    assert (config.data.root, config.data.loader, config.run.cpu, config.run.threads) == (
+        "d",
+        "memory",
+        True,
+        3,
+    )
+    assert cell.config.run.name is None  # the plan's own stays as it was
+
+
+def test_durations_are_readable():
+    assert [duration(s) for s in (4, 240, 9000)] == ["4 s", "4 min", "2.5 h"]
+
+
+TINY = "model: {name: resnet18_cifar_w16_s2}, eval: {every_epochs: 1, train_samples: 96}, run: {log_every: 5}"
+DATA = "data: {batch_size: 48, train_samples: 480, test_samples: 96}"
+REAL = f"""
+# Two students and their teacher, a few steps each.
+datasets: [digits]
+clean: false
+noise: {{symmetric: [0.4]}}
+seeds: [0]
+pretrain: {{{DATA}, {TINY}, simsiam: {{dim: 32, hidden_dim: 16}}, optim: {{epochs: 12, lr: 0.05}}}}
+distill: {{{DATA}, {TINY}, optim: {{epochs: 2, lr: 0.05}}}}
+"""
+
+
+def _study(path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "launch/study.py"), str(path), "--out", str(out), "--threads", "1"]
+    return subprocess.Popen(
+        [*command, "--loader", "memory", "--cpu", *more], cwd=path.parent, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(200)
+def test_real_runs_killed_and_continued_by_the_command_itself(tmp_path):
+    path, out = tmp_path / "real.yaml", tmp_path / "study"
+    path.write_text(REAL)
+    first = _study(path, out)
+    teacher = out / "runs/pretrain/digits-simsiam-seed0/metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while (
+        not (teacher.exists() and '"step": 20' in teacher.read_text())
+        and first.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=90)
+    assert first.returncode == 75, said
+    assert "digits-simsiam-seed0: saved, to be continued" in said
+    second = _study(path, out)
+    said, _ = second.communicate(timeout=150)
+    assert second.returncode == 0, said
+    study = read_study(out)
+    assert {s.state for s in study.status.values()} == {"finished"}
+    assert len(study.status) == 3
+    assert "continuing at step" in (out / "logs/digits-simsiam-seed0.log").read_text()
+
+
+def test_commands_refuse_what_cannot_work(tmp_path):
+    (tmp_path / "s.yaml").write_text(SPEC)
+    parse = arguments().parse_args
+    for words, told in (
+        (["--workers", "0"], "--workers and --processes must be 1 or more"),
+        (["--launch-config", "absent.yaml"], "is not a file; see configs/accelerate/"),
+        (["--dry-run", "--step-seconds", "x"], "is not valid; give seconds such as 0.02"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            commands.study(parse([str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o"), *words]))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_dry_run_counts_steps_and_hours(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(SPEC)
+    words = [str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o"), "--dry-run", "--list"]
+    grid = plan([spec(tmp_path)])[0]
+    assert commands.study(arguments().parse_args([*words, "--step-seconds", "pretrain=90,distill=30"])) == 0
+    said = capsys.readouterr().out
+    steps = {stage: sum(c.steps for c in grid if c.stage == stage) for stage in ("pretrain", "distill")}
+    hours = (90 * steps["pretrain"] + 30 * steps["distill"]) / 3600
+    assert f"11 cells, {sum(steps.values())} steps left, {hours:.1f} hours on one device" in said
+    assert said.count("digits-gce-symmetric0.4-K0.5-seed") == 2
+    commands.study(arguments().parse_args(words))
+    assert "hours unknown: give --step-seconds" in capsys.readouterr().out
