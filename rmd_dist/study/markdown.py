@@ -24,6 +24,8 @@ def _section(section: Section) -> list[str]:
         lines += [f"### {grid.title}: {escape(section.name)}", "", *_grid(grid), ""]
         for note in grid.notes:
             lines += [escape(note), ""]
+    if section.verdict:
+        lines += [f"### Choice of K: {escape(section.name)}", "", "```", *section.verdict, "```", ""]
     for picture in section.pictures:
         lines += [
             f"### {escape(picture.title)}",

@@ -78,6 +78,8 @@ def _section(anchor: str, section: Section) -> str:
     parts = [f'<section id="{anchor}">', f"<h2>{escape(section.title)}</h2>"]
     parts += [f'<p class="soft">{escape(remark)}</p>' for remark in section.remarks]
     parts += [_grid(grid) for grid in section.grids]
+    if section.verdict:
+        parts.append(f"<h3>Choice of K</h3><pre>{escape(chr(10).join(section.verdict))}</pre>")
     parts += [_figure(picture) for picture in section.pictures]
     return "\n".join([*parts, "</section>"])
 

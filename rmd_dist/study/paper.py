@@ -11,7 +11,10 @@ Key: TypeAlias = tuple[int, str, str, str, float, float | None]
 """Table, data set, method, noise, rate, K (None in Tables 1 and 2)."""
 
 K_TABLES = (3, 4, 5)
-"""Tables that compare values of K. In the others a method's name says all, and K was tuned unseen."""
+"""Tables that compare values of K, and agree where they overlap: they are read as one, the first of them.
+
+In the others a method's name says all, and K was tuned unseen.
+"""
 
 
 @functools.cache
@@ -20,10 +23,11 @@ def _accuracies() -> dict[Key, float]:
     found: dict[Key, float] = {}
     for row in csv.DictReader(text.splitlines()):
         table = int(row["table"])
-        K = float(row["K"]) if table in K_TABLES else None
-        key = table, row["dataset"], row["method"], row["noise"], float(row["rate"]), K
-        assert key not in found, key
-        found[key] = float(row["accuracy"])
+        key = _key(
+            table, row["dataset"], row["method"], row["noise"], float(row["rate"]), float(row["K"] or 0)
+        )
+        accuracy = float(row["accuracy"])
+        assert found.setdefault(key, accuracy) == accuracy, key
     return found
 
 
@@ -37,4 +41,9 @@ def paper_accuracy(
     """
     if table is None:
         return None
-    return _accuracies().get((table, dataset, method, noise, rate, K if table in K_TABLES else None))
+    return _accuracies().get(_key(table, dataset, method, noise, rate, K))
+
+
+def _key(table: int, dataset: str, method: str, noise: str, rate: float, K: float | None) -> Key:
+    compared = table in K_TABLES
+    return K_TABLES[0] if compared else table, dataset, method, noise, rate, K if compared else None

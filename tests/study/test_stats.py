@@ -62,6 +62,7 @@ def test_gap_share(accuracy: float, noisy: float, clean: float, share: float | N
         ((3, "cifar100", "NCE_AGCE+RMDNet", "symmetric", 0.2, 1.0), 1.0),
         ((4, "cifar10", "NCE_AGCE+RMDNet", "pairflip", 0.4, 0.0), 80.37),
         ((4, "cifar10", "NCE_AGCE+RMDNet", "pairflip", 0.4, 0.01), None),
+        ((3, "cifar10", "NCE_AGCE+RMDNet", "pairflip", 0.4, 0.0), 80.37),
         ((1, "digits", "CE", "symmetric", 0.4, None), None),
         ((None, "cifar10", "CE", "symmetric", 0.4, None), None),
     ],
