@@ -49,7 +49,9 @@ def _row(cells: list[str]) -> str:
 
 
 def _cell(cell: GridCell) -> str:
-    return escape(f"{cell.text} / {cell.paper}" if cell.paper else cell.text)
+    text = escape(f"{cell.text} / {cell.paper}" if cell.paper else cell.text)
+    main = escape(cell.main)
+    return f"**{main}**{text.removeprefix(main)}" if cell.clear else text
 
 
 def _unfinished(report: Report) -> list[str]:

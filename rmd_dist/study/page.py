@@ -40,11 +40,13 @@ td small { display: block; color: var(--soft); }
 td.partial { color: var(--warn); }
 td.why { white-space: normal; text-align: left; min-width: 14rem; }
 figure { margin: 1rem 0 2rem; }
+figcaption { margin-top: .5rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem;
   overflow-x: auto; }
-.card svg, .card img { display: block; width: 100%; height: auto; min-width: 34rem; }
+.card svg, .card img { display: block; width: 100%; height: auto; min-width: 32rem; margin: 0 auto; }
 details { margin: 1.5rem 0; }
 summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 40rem) { th, td { padding: .3rem .35rem; font-size: .8rem; } }
 @media print { body { max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
   .wide, .card { overflow: visible; } .card svg, .card img { min-width: 0; } nav { display: none; } }
 """
@@ -91,7 +93,7 @@ def _grid(grid: Grid) -> str:
     )
     rows = []
     for n, row in enumerate(grid.rows):
-        block = ' class="block"' if n and not grid.long and row[0].text else ""
+        block = ' class="block"' if n in grid.blocks else ""
         rows.append(f"<tr{block}>{''.join(_cell(cell, m, grid.stubs) for m, cell in enumerate(row))}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table>"
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in grid.notes)
@@ -106,7 +108,8 @@ def _cell(cell: GridCell, column: int, stubs: int) -> str:
         return f'<th scope="row" class="stub">{escape(cell.text)}</th>'
     interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
     paper = f"<small>paper {escape(cell.paper)}</small>" if cell.paper else ""
-    figure = escape(f"{cell.main} {cell.seeds}".strip())
+    main = f"<strong>{escape(cell.main)}</strong>" if cell.clear else escape(cell.main)
+    figure = f"{main} {escape(cell.seeds)}".strip()
     partial = ' class="partial"' if cell.partial else ""
     return f"<td{partial}>{figure}{interval}{paper}</td>"
 

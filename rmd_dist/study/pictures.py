@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1f6fb4", "#d4571e", "#2a9050", "#8a4fb0", "#b0821b", "#c2388a", "#4a5560", "#18a0a8")
 GREY = "#8c949c"
+PIXELS = 110  # of an inch, at most, in the page
 DOTS = 130  # per inch, of PNG files
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -53,8 +55,9 @@ class Picture:
 
     def inline(self) -> str:
         """HTML that needs nothing from elsewhere: an <svg>, or an <img> that holds its data."""
+        label = escape(self.title)
         if self.raster:
-            return f'<img alt="" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
+            return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
         stream = io.StringIO()
         from matplotlib import rc_context
 
@@ -63,18 +66,13 @@ class Picture:
         svg = stream.getvalue()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        # Ids are a page's, not a picture's: those of groups would come twice, and nothing refers to them.
-        svg = re.sub(
-            r' id="(?:figure|axes|patch|matplotlib|line2d|text|legend|PathCollection|xtick|ytick|'
-            r'FillBetween\w*|LineCollection)[\w.]*"',
-            "",
-            svg,
-        )
+        # Ids are a page's, not a picture's.
         prefix = re.sub(r"\W", "-", self.name)
         svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
         svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
         svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-        return svg.replace("<svg ", '<svg role="img" ', 1)
+        width = round(PIXELS * self.figure.get_figwidth())
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width: {width}px" ', 1)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -29,6 +29,8 @@ class Cell:
     paper: str = ""
     partial: bool = False
     """Seeds are missing."""
+    clear: bool = False
+    """The interval leaves out 0."""
 
     @property
     def text(self) -> str:
@@ -46,6 +48,8 @@ class Grid:
     stubs: int
     """How many columns on the left name the row."""
     notes: list[str] = field(default_factory=list)
+    blocks: frozenset[int] = frozenset()
+    """Rows that begin another data set."""
     long: bool = False
     """A row for each place rather than for each method."""
 
@@ -94,7 +98,8 @@ def gain_grid(places: Places) -> Grid | None:
 
     note = (
         "Percentage points of test accuracy over the same loss alone, paired by seed: mean "
-        f"[{100 * LEVEL:g} % confidence interval, Student's t] (seeds). A single seed has no interval."
+        f"[{100 * LEVEL:g} % confidence interval, Student's t] (seeds); bold where the interval leaves "
+        "out 0. A single seed has none."
     )
     return _grid("Gain", places, rows, cell, [note]) if rows else None
 
@@ -181,7 +186,8 @@ def _cell(
     seeds = f"({found.n} of {wanted})" if missing else f"({found.n})"
     within = found.interval if interval else None
     around = f"[{within[0]:+.2f}, {within[1]:+.2f}]" if within else ""
-    return Cell(show(found), around, seeds, theirs, missing)
+    clear = within is not None and not within[0] <= 0 <= within[1]
+    return Cell(show(found), around, seeds, theirs, missing, clear)
 
 
 def _grid(
@@ -194,16 +200,22 @@ def _grid(
     """Rows of a table by its noise settings; a data set is named in its first row."""
     stubs = _stub_titles(places)
     body: list[list[Cell]] = []
+    blocks = []
     for previous, row in zip([None, *rows[:-1]], rows, strict=True):
         stub = _stub(places, row)
-        if previous is not None and previous.dataset == row.dataset:
+        if previous is not None and previous.dataset != row.dataset:
+            blocks.append(len(body))
+        elif previous is not None and len(places.datasets) > 1:
             stub[0] = Cell("")
         body.append([*stub, *(cell(row, column) for column in places.columns)])
-    return Grid(title, [*stubs, *(c.label for c in places.columns)], body, len(stubs), notes)
+    columns = [*stubs, *(column.label for column in places.columns)]
+    return Grid(title, columns, body, len(stubs), notes, frozenset(blocks))
 
 
 def _stub_titles(places: Places) -> list[str]:
-    return ["data set", "loss" if places.spec.layout == "K" else "method", "K"]
+    """A single data set is named above the table, not in it."""
+    several = len(places.datasets) > 1
+    return ["data set"] * several + ["loss" if places.spec.layout == "K" else "method", "K"]
 
 
 def _stub(places: Places, row: Row) -> list[Cell]:
@@ -213,4 +225,5 @@ def _stub(places: Places, row: Row) -> list[Cell]:
     if places.spec.layout == "K":
         same = [r for r in places.rows if (r.dataset, r.loss, r.K) == (row.dataset, row.loss, row.K)]
         label = row.label if len(same) > 1 else row.loss.upper()
-    return [Cell(DATASET_TITLES.get(row.dataset, row.dataset)), Cell(label), Cell(K)]
+    dataset = [Cell(DATASET_TITLES.get(row.dataset, row.dataset))] * (len(places.datasets) > 1)
+    return [*dataset, Cell(label), Cell(K)]
