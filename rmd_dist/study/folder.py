@@ -43,7 +43,8 @@ def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
         values = to_dict(spec)
         values["teachers"] = {name: str(Path(file).resolve()) for name, file in spec.teachers.items()}
         with atomic_path(folder / f"{spec.name}.yaml") as temporary:
-            temporary.write_text(f"# A table of this study, as it was asked for.\n{yaml.safe_dump(values)}")
+            text = yaml.safe_dump(values, sort_keys=False)  # the first method is the baseline
+            temporary.write_text(f"# A table of this study, as it was asked for.\n{text}")
 
 
 def read_specs(study: Path) -> list[StudySpec]:

@@ -1,0 +1,113 @@
+"""A figure of a report: drawn once, written as PNG beside Markdown and into the HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmd_dist.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1f6fb4", "#d4571e", "#2a9050", "#8a4fb0", "#b0821b", "#c2388a", "#4a5560", "#18a0a8")
+GREY = "#8c949c"
+PIXELS = 110  # of an inch, at most, in the page
+DOTS = 130  # per inch, of PNG files
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "rmd-dist",
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and its words."""
+
+    name: str
+    """Of the file, without its ending."""
+    title: str
+    caption: str
+    """What is drawn, what was run. Also read out where the picture cannot be seen."""
+    figure: Figure
+    raster: bool = False
+    """Thousands of points: PNG in the page too, which is smaller."""
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        stream = io.BytesIO()
+        self.figure.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
+        return stream.getvalue()
+
+    def write(self, folder: Path) -> Path:
+        """Write NAME.png into `folder`."""
+        path = folder / f"{self.name}.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.png())
+        return path
+
+    def inline(self) -> str:
+        """HTML that needs nothing from elsewhere: an <svg>, or an <img> that holds its data."""
+        label = escape(self.title)
+        if self.raster:
+            return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
+        stream = io.StringIO()
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            self.figure.savefig(stream, format="svg", metadata={"Date": None})
+        svg = stream.getvalue()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        # Ids are a page's, not a picture's.
+        prefix = re.sub(r"\W", "-", self.name)
+        svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
+        svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+        svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+        width = round(PIXELS * self.figure.get_figwidth())
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width: {width}px" ', 1)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches, without pyplot, which would keep it alive."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axis: Any) -> None:
+    """Plain axes with a faint grid."""
+    axis.grid(color="#e3e7ea", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8.5)
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """One legend for all panels, below them."""
+    lines: dict[str, Any] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in lines}
+    wide = max(1, int(figure.get_figwidth() // 2.3))
+    columns = min(len(lines), wide)
+    figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=2.6,
+        markerscale=1.4,
+    )

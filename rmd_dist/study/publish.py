@@ -1,0 +1,30 @@
+"""A report on disk: Markdown with its pictures, CSV, and one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from rmd_dist.files import atomic_path
+from rmd_dist.study.listing import CSV_COLUMNS
+from rmd_dist.study.markdown import to_markdown
+from rmd_dist.study.page import to_page
+from rmd_dist.study.report import Report
+
+
+def write_report(report: Report, out: Path) -> list[Path]:
+    """Write report.md with its pictures, cells.csv and report.html into `out`; returns the three files."""
+    out.mkdir(parents=True, exist_ok=True)
+    for section in report.sections:
+        for picture in section.pictures:
+            picture.write(out)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(report.rows)
+    files = {"report.md": to_markdown(report), "cells.csv": table.getvalue(), "report.html": to_page(report)}
+    for name, text in files.items():
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [out / name for name in files]

@@ -1,0 +1,112 @@
+"""A study that was never run: its folder, its ledger, and runs with made-up figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmd_dist.cli import save_yaml
+from rmd_dist.models.export import create, export
+from rmd_dist.study.cells import CLEAN, Cell, Entry, plan
+from rmd_dist.study.folder import run_folder, write_specs
+from rmd_dist.study.ledger import Ledger
+from rmd_dist.study.spec import StudySpec
+
+Accuracy = Callable[[Entry], float]
+"""Last accuracy of a cell, in [0, 1]."""
+
+
+def small_spec(**changes: Any) -> StudySpec:
+    """Two losses, two methods, two noises, three seeds, on digits; `changes` replace fields."""
+    settings: dict[str, Any] = {
+        "name": "table1",
+        "title": "Table 1",
+        "datasets": ("digits",),
+        "losses": ("ce", "gce"),
+        "noise": {"symmetric": (0.2, 0.4)},
+        "pretrain": {"optim": {"epochs": 2, "lr": 0.03}},
+        "distill": {"optim": {"epochs": 4, "lr": 0.05}, "data": {"train_samples": 960}},
+    }
+    return StudySpec(**settings | changes)
+
+
+def make_study(
+    folder: Path,
+    specs: list[StudySpec],
+    accuracy: Accuracy,
+    *,
+    failed: Collection[str] = (),
+    waiting: Collection[str] = (),
+    curves: bool = False,
+    models: bool = False,
+) -> Path:
+    """Write the study; cells of `failed` and `waiting` are left so, by key, all others are finished.
+
+    `curves`: with metrics; `models`: with untrained weights and a configuration.
+    """
+    write_specs(folder, specs)
+    cells, tables = plan(specs)
+    ledger = Ledger(folder)
+    ledger.enter(cells)
+    places = {entry.key: entry for table in tables for entry in table.entries}
+    for cell in cells:
+        if cell.key in waiting:
+            continue
+        claim = ledger.claim([cell.key])
+        assert claim is not None
+        if cell.key in failed:
+            ledger.fail(claim, "loss was <nan> & the run stopped")
+            continue
+        last = accuracy(places[cell.key]) if cell.key in places else 0.6
+        results = {"last": last, "selected": last + 0.005, "best_on_test": last + 0.02, "seconds": 90.0}
+        if cell.stage == "pretrain":
+            results = {"last": last, "best_on_test": last, "seconds": 300.0}
+        if curves and cell.key in places:
+            _write_run(folder, cell, places[cell.key], last)
+        if models:
+            _write_model(folder, cell)
+        ledger.finish(claim, last, results)
+    ledger.close()
+    return folder
+
+
+def _write_run(folder: Path, cell: Cell, entry: Entry, last: float) -> None:
+    """A run folder with curves that rise, and fall where wrong labels are memorised."""
+    run = run_folder(folder, cell)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "manifest.json").write_text(json.dumps({"status": "finished", "stage": cell.stage}))
+    epochs, records = cell.config.optim.epochs, []
+    for epoch in range(1, epochs + 1):
+        share = epoch / epochs
+        rise = 1 - math.exp(-5 * share)
+        forgotten = 0.25 * entry.rate * max(0.0, 1 - share) * (entry.method == "")
+        record = {
+            "step": cell.steps * epoch // epochs,
+            "test/accuracy": last * rise + forgotten,
+            "memorisation/clean_fitted": 0.95 * rise,
+        }
+        if entry.method != CLEAN:
+            memorised = (0.9 if entry.method == "" else 0.5) * share**2
+            record |= {
+                "memorisation/wrong_memorised": memorised,
+                "memorisation/wrong_recovered": 0.8 * rise * (1 - memorised),
+            }
+        records.append(json.dumps(record))
+    (run / "metrics.jsonl").write_text("\n".join(records) + "\n")
+
+
+def _write_model(folder: Path, cell: Cell) -> None:
+    """An untrained model of the cell's architecture."""
+    run = run_folder(folder, cell)
+    run.mkdir(parents=True, exist_ok=True)
+    save_yaml(cell.config, run / "config.yaml")
+    name, classes = cell.config.model.name, 10 if cell.stage == "distill" else 0
+    torch.manual_seed(0)
+    export(
+        run, create(name, classes), name, classes, {"dataset": cell.config.data.dataset, "stage": cell.stage}
+    )
