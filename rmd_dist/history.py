@@ -20,12 +20,17 @@ def read_records(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
     Raises ConfigError if it cannot be read.
     """
     try:
-        lines = read_bytes(metrics, MAX_BYTES).splitlines()
+        content = read_bytes(metrics, MAX_BYTES)
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(f"{metrics} cannot be read ({error}); restore it or remove it") from error
-    for line in lines:
+    yield from parse_records(content)
+
+
+def parse_records(content: bytes) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, numbers by tag) of each line of a metrics.jsonl that is a record."""
+    for line in content.splitlines():
         try:
             record = parse_json(line)
         except ValueError:

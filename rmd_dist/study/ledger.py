@@ -37,7 +37,6 @@ STATES = {
 }
 """Optuna's states, in this package's words."""
 
-BEAT_SECONDS = 15.0
 SILENCE_SECONDS = (
     600.0  # after which a worker on another machine counts as lost; clocks may differ by minutes
 )

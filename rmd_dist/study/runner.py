@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from rmd_dist.cli import save_yaml
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig
 from rmd_dist.curves import read_curve
 from rmd_dist.files import atomic_path
+from rmd_dist.history import parse_records
 from rmd_dist.models.export import WEIGHTS
 from rmd_dist.run import read_manifest
 from rmd_dist.study.cells import Cell
@@ -24,6 +27,9 @@ GRACE_SECONDS = 120.0  # for a checkpoint to be written before a cell is killed
 POLL_SECONDS = 0.2
 
 LAUNCH = Path(__file__).parents[2] / "launch"
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Running:
     log: Path
     file: IO[bytes] = field(repr=False)
     stopping: bool = False
+    _read: int = 0
+    """Bytes of metrics.jsonl that `news` has been through."""
 
     def ended(self) -> bool:
         """Whether the process is gone."""
@@ -103,10 +111,24 @@ class Running:
         self.file.close()
 
     def curve(self, tag: str) -> list[tuple[int, float]]:
-        """(step, value) of what has been measured so far."""
+        """(step, value) of what has been measured so far, read anew from the beginning."""
         with contextlib.suppress(ConfigError):
             return list(zip(*read_curve(self.folder, tag), strict=True))
         return []
+
+    def news(self, tag: str) -> list[tuple[int, float]]:
+        """(step, value) of what has been measured since this was last asked."""
+        try:
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:
+                    self._read = 0  # a continued run has dropped what came after its checkpoint
+                file.seek(self._read)
+                lines = file.read()
+        except OSError:  # nothing has been measured yet
+            return []
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [(step, values[tag]) for step, values in parse_records(whole) if tag in values]
 
     def last_words(self) -> str:
         """Why it ended: what its manifest says, else the last line of its log that tells of an error."""
@@ -140,8 +162,27 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
         stdin=subprocess.DEVNULL,
         env=environment,
         start_new_session=True,  # a terminal's Ctrl-C is for the study, which then asks its cells to stop
+        preexec_fn=_end_with_parent,
     )
     return Running(process, run_folder(study, cell), log, file)
+
+
+def _end_with_parent() -> None:
+    """In the child: have the kernel send SIGTERM when the thread that started it ends, however it ends."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def in_use(run: Path) -> bool:
+    """Whether another process has a run folder: that of a killed worker may still be saving."""
+    try:
+        with (run / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such run yet, or no locks there
+        return False
+    return False
 
 
 def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConfig:

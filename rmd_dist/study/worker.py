@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -12,10 +13,21 @@ from pathlib import Path
 from rmd_dist.config import ConfigError
 from rmd_dist.faults import Stopped
 from rmd_dist.study.cells import Cell
-from rmd_dist.study.ledger import BEAT_SECONDS, Claim, Ledger, Status
-from rmd_dist.study.runner import GRACE_SECONDS, POLL_SECONDS, Data, Running, Topology, outcome, start
+from rmd_dist.study.folder import run_folder
+from rmd_dist.study.ledger import Claim, Ledger, Status
+from rmd_dist.study.runner import (
+    GRACE_SECONDS,
+    POLL_SECONDS,
+    Data,
+    Running,
+    Topology,
+    in_use,
+    outcome,
+    start,
+)
 
 IDLE_SECONDS = 5.0  # between looks at what other workers do
+LOOK_SECONDS = 5.0  # between looks at what a cell has measured
 
 Hopeless = Callable[[Cell, Sequence[tuple[int, float]]], bool]
 """Whether a cell with this curve, (step, accuracy), is to be stopped early."""
@@ -106,6 +118,9 @@ class Worker:
         cell = self.cells[claim.key]
         done = sum(status[key].state in ("finished", "pruned") for key in self.cells)
         self.say(f"[{done + 1}/{len(self.cells)}] {cell.key}: {cell.steps} steps")
+        if not self._free(cell):
+            self.ledger.give_back(claim, "the study was stopped")
+            return
         began = time.monotonic()
         try:
             running = start(self.folder, cell, self.topology, self.data)
@@ -136,6 +151,14 @@ class Worker:
         else:
             self._failed(claim, running.last_words())
 
+    def _free(self, cell: Cell) -> bool:
+        """Wait while the process of a killed worker saves the cell; False if asked to stop meanwhile."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while in_use(run_folder(self.folder, cell)) and time.monotonic() < deadline:
+            if self._stop.wait(POLL_SECONDS):
+                return False
+        return True
+
     def _failed(self, claim: Claim, why: str) -> None:
         self.ledger.fail(claim, why)
         self.tally.failed[claim.key] = why
@@ -143,35 +166,33 @@ class Worker:
 
     def _watch(self, running: Running, cell: Cell, claim: Claim) -> bool:
         """Until the process ends: show signs of life, record accuracies; True if it was stopped early."""
-        pruned, reported, next_beat = False, 0, 0.0
+        curve: list[tuple[int, float]] = []
+        pruned, next_look = False, 0.0
         deadline: float | None = None
         while not running.ended():
             now = time.monotonic()
-            if now >= next_beat:
-                next_beat = now + BEAT_SECONDS
-                self.ledger.beat(claim)
+            if now >= next_look:
+                next_look = now + LOOK_SECONDS
+                self._look(running, claim, curve)
+                if self.hopeless and curve and not running.stopping and self.hopeless(cell, curve):
+                    pruned = True
+                    running.stop()
             if self._stop.is_set() and not running.stopping:
                 running.stop()
-            curve = running.curve(self.tag) if cell.stage == "distill" else []
-            for step, value in curve[reported:]:
-                self.ledger.report(claim, step, value)
-            if (
-                len(curve) > reported
-                and not running.stopping
-                and self.hopeless
-                and self.hopeless(cell, curve)
-            ):
-                pruned = True
-                running.stop()
-            reported = max(reported, len(curve))
             if running.stopping:
                 deadline = deadline or now + GRACE_SECONDS
                 if now > deadline or self._abandoned:
                     running.kill()
             running.wait(POLL_SECONDS)
-        for step, value in running.curve(self.tag)[reported:] if cell.stage == "distill" else []:
-            self.ledger.report(claim, step, value)
+        self._look(running, claim, curve)
         return pruned
+
+    def _look(self, running: Running, claim: Claim, curve: list[tuple[int, float]]) -> None:
+        """Show signs of life; add to `curve`, and to the ledger, what has been measured since."""
+        self.ledger.beat(claim)
+        for step, value in running.news(self.tag):
+            self.ledger.report(claim, step, value)
+            curve.append((step, value))
 
 
 class Crew:
@@ -190,7 +211,7 @@ class Crew:
         for _ in self.workers:
             # Not Thread.join: a signal that raises in it makes Python 3.11 take the thread for ended.
             try:
-                error = self._ended.get()
+                error = self._next()
             except (KeyboardInterrupt, Stopped):
                 stopped = True
                 self._each(Worker.ask_to_stop)
@@ -207,10 +228,16 @@ class Crew:
     def _patiently(self) -> BaseException | None:
         """The end of one more worker; a second Ctrl-C ends its cells at once."""
         try:
-            return self._ended.get()
+            return self._next()
         except (KeyboardInterrupt, Stopped):
             self._each(Worker.abandon)
-            return self._ended.get()
+            return self._next()
+
+    def _next(self) -> BaseException | None:
+        """How the next worker ended. It polls: a signal may reach another thread, and wake none here."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ended.get(timeout=POLL_SECONDS)
 
     def _each(self, do: Callable[[Worker], None]) -> None:
         for worker in self.workers:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from launch.study import arguments
 from rmd_dist.config import ConfigError
+from rmd_dist.faults import Stopped
 from rmd_dist.study import commands, worker
 from rmd_dist.study.cells import plan
 from rmd_dist.study.folder import read_study, write_specs
@@ -33,6 +35,11 @@ def _crew(tmp_path: Path, lines: list[str], count: int = 1, **watch: object) -> 
     write_specs(folder, [spec(tmp_path)])
     hands = [Ledger(folder) for _ in range(count)]
     return Crew([Worker(folder, grid, hand, StandIn(), Data(), lines.append, **watch) for hand in hands])
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0.1)
 
 
 def _starts(tmp_path: Path) -> dict[str, int]:
@@ -172,29 +179,36 @@ def _study(path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(200)
-def test_real_runs_killed_and_continued_by_the_command_itself(tmp_path):
+def test_real_runs_killed_and_continued_by_the_same_command(tmp_path):
     path, out = tmp_path / "real.yaml", tmp_path / "study"
     path.write_text(REAL)
     first = _study(path, out)
     teacher = out / "runs/pretrain/digits-simsiam-seed0/metrics.jsonl"
     deadline = time.monotonic() + 90
-    while (
-        not (teacher.exists() and '"step": 20' in teacher.read_text())
-        and first.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=90)
-    assert first.returncode == 75, said
-    assert "digits-simsiam-seed0: saved, to be continued" in said
+    while not (teacher.exists() and '"step": 20' in teacher.read_text()) and first.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()  # no handler runs; its cell is told by the kernel, and saves
     second = _study(path, out)
     said, _ = second.communicate(timeout=150)
     assert second.returncode == 0, said
+    assert "digits-simsiam-seed0: its worker is gone, so it waits again" in said
     study = read_study(out)
-    assert {s.state for s in study.status.values()} == {"finished"}
-    assert len(study.status) == 3
+    assert {key: s.state for key, s in study.status.items()} == dict.fromkeys(study.cells, "finished")
+    assert len(study.cells) == 3
     assert "continuing at step" in (out / "logs/digits-simsiam-seed0.log").read_text()
+
+
+def test_a_signal_stops_the_crew_with_its_cells_given_back(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 5.0}})
+    lines: list[str] = []
+    crew = _crew(tmp_path, lines)
+    timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(Stopped, match="the same command continues"):
+        crew.run()
+    assert lines[-1] == "digits-simsiam-seed0: saved, to be continued"
+    assert read_study(tmp_path / "study").status["digits-simsiam-seed0"].state == "waiting"
 
 
 def test_commands_refuse_what_cannot_work(tmp_path):
