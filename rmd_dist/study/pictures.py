@@ -19,6 +19,7 @@ COLOURS = ("#1f6fb4", "#d4571e", "#2a9050", "#8a4fb0", "#b0821b", "#c2388a", "#4
 GREY = "#8c949c"
 PIXELS = 110  # of an inch, at most, in the page
 DOTS = 130  # per inch, of PNG files
+LARGEST_SVG = 1_000_000  # characters; beyond, PNG is smaller and quicker to show
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "svg.fonttype": "path",
@@ -38,7 +39,7 @@ class Picture:
     """What is drawn, what was run. Also read out where the picture cannot be seen."""
     figure: Figure
     raster: bool = False
-    """Thousands of points: PNG in the page too, which is smaller."""
+    """Thousands of points: PNG in the page too."""
 
     def png(self) -> bytes:
         """The picture as a PNG file."""
@@ -55,24 +56,28 @@ class Picture:
 
     def inline(self) -> str:
         """HTML that needs nothing from elsewhere: an <svg>, or an <img> that holds its data."""
-        label = escape(self.title)
-        if self.raster:
-            return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
-        stream = io.StringIO()
+        svg = "" if self.raster else self._svg()
+        if self.raster or len(svg) > LARGEST_SVG:
+            data = base64.b64encode(self.png()).decode()
+            return f'<img alt="{escape(self.title)}" src="data:image/png;base64,{data}">'
+        return svg
+
+    def _svg(self) -> str:
         from matplotlib import rc_context
 
+        stream = io.StringIO()
         with rc_context(STYLE):
             self.figure.savefig(stream, format="svg", metadata={"Date": None})
         svg = stream.getvalue()
-        svg = svg[svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        # Ids are a page's, not a picture's.
-        prefix = re.sub(r"\W", "-", self.name)
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        svg = re.sub(r"(?<= )(-?\d+\.\d\d)\d+", r"\1", svg)  # of a point; finer than any screen
+        prefix = re.sub(r"\W", "-", self.name)  # ids are a page's, not a picture's
         svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
         svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
         svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
         width = round(PIXELS * self.figure.get_figwidth())
-        return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width: {width}px" ', 1)
+        attributes = f'role="img" aria-label="{escape(self.title)}" style="max-width: {width}px"'
+        return svg.replace("<svg ", f"<svg {attributes} ", 1)
 
 
 def new_figure(width: float, height: float) -> Figure:

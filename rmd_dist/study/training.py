@@ -78,9 +78,7 @@ def training_curves(curves: Curves) -> Picture | None:
                 axis, curves.of(places.entries(row, column), TEST), _name(places, row), **_style(places, row)
             )
         axis.set_title(column.label, fontsize=10.5)
-        axis.set_xlabel("epoch", fontsize=9)
-        axis.xaxis.set_tick_params(labelbottom=True)
-        dress(axis)
+        _over_epochs(axis)
     for axis in panels[:, 0]:
         axis.set_ylabel("test accuracy, %", fontsize=9)
     legend_below(figure, panels.flat)
@@ -107,10 +105,8 @@ def memorisation_curves(curves: Curves) -> Picture | None:
                 found = curves.of(places.entries(row, column), tag)
                 _band(axis, found, _name(places, row), **_style(places, row))
             axis.set_title(f"{column.label}\n{title}", fontsize=9.5)
-            axis.set_xlabel("epoch", fontsize=9)
-            axis.xaxis.set_tick_params(labelbottom=True)
             axis.set_ylim(-2, 102)
-            dress(axis)
+            _over_epochs(axis)
         line[0].set_ylabel("share of these samples, %", fontsize=9)
     legend_below(figure, panels.flat)
     title = DATASET_TITLES.get(curves.dataset, curves.dataset)
@@ -138,6 +134,14 @@ def _band(axis: Any, curves: Sequence[Curve], label: str, **style: Any) -> None:
         axis.fill_between(
             epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
         )
+
+
+def _over_epochs(axis: Any) -> None:
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_tick_params(labelbottom=True)
+    axis.locator_params(axis="x", integer=True)
+    dress(axis)
 
 
 def _style(places: Places, row: Row) -> dict[str, Any]:

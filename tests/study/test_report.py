@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rmd_dist.config import ConfigError
-from rmd_dist.study.cells import CLEAN, Entry
-from rmd_dist.study.folder import read_study
+from rmd_dist.study.cells import CLEAN, Entry, plan
+from rmd_dist.study.folder import Study, read_specs, read_study, write_specs
 from rmd_dist.study.places import Places
 from rmd_dist.study.plots import K_positions
 from rmd_dist.study.publish import write_report
@@ -241,3 +241,13 @@ def test_launch_script(
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     with pytest.raises(ConfigError, match="is not a study"):
         main()
+
+
+def test_first_method_stays_the_baseline(tmp_path: Path) -> None:
+    """Gains are over the spec's first method, whatever the order of names."""
+    spec = small_spec(methods={" plain": {"K": 0}, "+RMDNet": {"K": 1}, " again": {"K": 2}})
+    write_specs(tmp_path, [spec])
+    (table,) = plan(read_specs(tmp_path))[1]
+    places = Places(Study(tmp_path, {}, [table], {}), table)
+    found = [places.baseline(row) for row in places.rows]
+    assert {row.label for row in found if row is not None} == {"CE plain", "GCE plain"}
