@@ -23,9 +23,13 @@ CLEAN = "clean labels"
 """Method of the cell that the noise gap is measured against."""
 
 
+_FOUND = ("data.test_samples", "run.max_steps", "eval.every_epochs", "eval.train_samples", "eval.knn_")
+"""Keys that may change in the midst of a run, but decide what a table shows of it."""
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `key` names it, in the ledger and as a run folder."""
+    """One run of a study. `key` names it, in the ledger and as a run folder, and ends in its digest."""
 
     key: str
     config: AnyConfig
@@ -51,10 +55,11 @@ class Cell:
     @property
     def digest(self) -> str:
         """Hex digest of what is computed; cells of equal digest are the same run."""
-        matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
-        matters |= {"needs": self.needs, "test_samples": self.config.data.test_samples}
+        values = flatten(self.config)
+        matters = {k: v for k, v in values.items() if not k.startswith(FREE_KEYS) or k.startswith(_FOUND)}
+        matters |= {"needs": self.needs}
         if (file := matters.get("teacher")) not in (None, "random"):
-            matters["teacher"] = _content(str(file))  # wherever it lies
+            matters["teacher"] = content(str(file))  # wherever it lies
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -92,15 +97,11 @@ def plan(specs: Sequence[StudySpec]) -> tuple[list[Cell], list[Table]]:
     Raises ConfigError for settings that cannot work, naming the spec and the cell.
     """
     cells: dict[str, Cell] = {}
-    keys: dict[str, str] = {}
 
     def add(cell: Cell) -> str:
-        if (digest := cell.digest) in keys:
-            return keys[digest]
-        named = replace(cell, key=cell.key if cell.key not in cells else f"{cell.key}-{digest[:6]}")
-        keys[digest] = named.key
-        cells[named.key] = named
-        return named.key
+        # With the digest a key says the same in whatever order, and with whatever else, tables are planned.
+        named = replace(cell, key=f"{cell.key}-{cell.digest[:6]}")
+        return cells.setdefault(named.key, named).key
 
     tables: list[Table] = []
     for spec in specs:
@@ -128,7 +129,7 @@ class _Builder:
     def pretraining(self, dataset: str) -> Cell | None:
         """The pretraining run of a data set; None where an encoder file is given or no method needs one."""
         spec = self.spec
-        if dataset in spec.teachers or not any(map(_taught, spec.methods.values())):
+        if dataset in spec.teachers or not any(self._taught(dataset, m) for m in spec.methods.values()):
             return None
         values = self._settings("pretrain", dataset)
         config = validated(PretrainConfig, values, f"{spec.name}: pretrain")
@@ -162,11 +163,11 @@ class _Builder:
     ) -> Cell:
         where = f"{self.spec.name}: {loss}, {noise}"
         values = merge(self._settings("distill", dataset), delta)
-        values["K"] = choose(values.get("K", 1.0), (dataset, loss, noise, f"{noise}{rate:g}"), where)
+        values["K"] = choose(values.get("K", 1.0), (f"{noise}{rate:g}", noise, loss, dataset), where)
         config = copy.deepcopy(self._parsed(loss, values, where))
         config.noise.protocol, config.noise.rate, config.noise.seed = noise, rate, seed
         config.run.seed = seed
-        validate(config)
+        check(config, where)
         file = self.spec.teachers.get(dataset)
         taught = config.teacher is None and (config.K > 0 or config.student_init == "teacher")
         if taught and file:
@@ -182,25 +183,33 @@ class _Builder:
             self._cache[key] = validated(DistillConfig, values | {"loss": loss}, where)
         return self._cache[key]
 
+    def _taught(self, dataset: str, delta: dict[str, Any]) -> bool:
+        """Whether a method needs a pretrained teacher."""
+        values = merge(self._settings("distill", dataset), delta)
+        return values.get("teacher") is None and (
+            any(_leaves(values.get("K", 1.0))) or values.get("student_init") == "teacher"
+        )
+
     def _settings(self, stage: str, dataset: str) -> dict[str, Any]:
         own = self.spec.per_dataset.get(dataset, {}).get(stage, {})
         return merge(merge(getattr(self.spec, stage), own), {"data": {"dataset": dataset}})
 
 
 @functools.cache
-def _content(file: str) -> str:
+def content(file: str) -> str:
     """SHA-256 of an encoder file. Raises ConfigError if there is none."""
     try:
         return sha256(Path(file))
     except OSError as error:
         raise ConfigError(
-            f"teacher {file} cannot be read ({error.strerror}); give another file, or --fresh-teachers"
+            f"teacher {file} cannot be read ({error.strerror}); give another file, or pretrain anew by "
+            "launch/study.py --fresh-teachers"
         ) from error
 
 
-def _taught(delta: dict[str, Any]) -> bool:
-    """Whether a method needs a pretrained teacher."""
-    return delta.get("teacher") is None and delta.get("K", 1) != 0
+def _leaves(value: Any) -> list[Any]:
+    """What a nested mapping holds in the end."""
+    return [leaf for v in value.values() for leaf in _leaves(v)] if isinstance(value, dict) else [value]
 
 
 def choose(value: Any, names: Sequence[str], where: str) -> float:
@@ -220,7 +229,11 @@ def choose(value: Any, names: Sequence[str], where: str) -> float:
 
 def validated(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     """A typed and checked config. Raises ConfigError that begins with `where`."""
-    config = from_dict(cls, values, where)
+    return check(from_dict(cls, values, where), where)
+
+
+def check(config: Any, where: str) -> Any:
+    """`config`, if its values can work; else ConfigError that begins with `where`."""
     try:
         return validate(config)
     except ConfigError as error:

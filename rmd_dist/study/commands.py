@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rmd_dist.config import ConfigError, DistillConfig
-from rmd_dist.faults import EXIT_FAULT, Stopped
+from rmd_dist.config_text import MAX_CHARACTERS, guarded
+from rmd_dist.faults import EXIT_FAULT
 from rmd_dist.printing import print_table
+from rmd_dist.reading import read_bytes
 from rmd_dist.study import tune
 from rmd_dist.study.cells import Cell, plan
 from rmd_dist.study.folder import write_specs
-from rmd_dist.study.ledger import Ledger, Status
+from rmd_dist.study.ledger import Ledger, Status, read_status
 from rmd_dist.study.outlook import StepTimes, kind_of, outlook_rows
 from rmd_dist.study.runner import Data, Topology, start
 from rmd_dist.study.spec import StudySpec, load_spec
@@ -44,15 +47,9 @@ def study(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {folder} ({error.strerror}); give another --out") from error
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGHUP, _stopped)
     if specs[0].tune:
         return _search(args, folder, specs[0], crew, data)
     return _told(_run(args, folder, specs, cells, crew, data), folder, cells, args.storage)
-
-
-def _stopped(number: int, _frame: Any) -> None:
-    raise Stopped(signal.Signals(number).name)
 
 
 def _run(
@@ -85,7 +82,7 @@ def _run(
 
 def _told(tally: Tally, folder: Path, cells: Sequence[Cell], storage: str | None) -> int:
     """Print where the study stands; 1 if cells have failed."""
-    status = Ledger(folder, storage).status()
+    status = read_status(folder, storage)
     by_state: dict[str, list[str]] = {}
     for cell in cells:
         by_state.setdefault(status[cell.key].state, []).append(cell.key)
@@ -107,19 +104,22 @@ def _search(
     args: argparse.Namespace, folder: Path, spec: StudySpec, crew: Sequence[Topology], data: Data
 ) -> int:
     """The coarse grid of K, then the fine one around its best, then the choice."""
-    assert spec.tune
-    for _ in range(2):
-        cells, tables = plan([spec])
-        ledger = Ledger(folder, args.storage)
-        hopeless = tune.Pruner(spec.tune, cells, ledger)
-        tally = _run(args, folder, [spec], cells, crew, data, hopeless=hopeless, tag=spec.tune.select)
-        status = ledger.status()
-        finer = tune.refined(spec, tables[0], status)
+    whole = Tally()
+    _, (table,) = plan([spec])
+    finer = tune.refined(spec, table, read_status(folder, args.storage))
+    while True:
+        spec = finer or spec
+        assert spec.tune
+        cells, (table,) = plan([spec])
+        pruner = tune.Pruner(spec.tune, cells, lambda: read_status(folder, args.storage))
+        watch = {"hopeless": pruner, "tag": spec.tune.select, "together": True}
+        whole.add(_run(args, folder, [spec], cells, crew, data, **watch))
+        status = read_status(folder, args.storage)
+        finer = tune.refined(spec, table, status)
         if finer is None:
             break
-        spec = finer
-    code = _told(tally, folder, cells, args.storage)
-    for line in tune.verdict(spec, tables[0], status):
+    code = _told(whole, folder, cells, args.storage)
+    for line in tune.verdict(spec, table, status):
         say(line)
     return code
 
@@ -127,8 +127,7 @@ def _search(
 def _dry_run(
     args: argparse.Namespace, folder: Path, cells: Sequence[Cell], topology: Topology, data: Data
 ) -> int:
-    begun = any((folder / "specs").glob("*.yaml"))
-    status = Ledger(folder, args.storage).status() if begun else {}
+    status = read_status(folder, args.storage)
     times = StepTimes.parse(args.step_seconds, cells, status)
     if args.measure:
         times.measured |= _measure(cells, topology, data)
@@ -177,14 +176,24 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
         raise ConfigError("--launch-config says how many processes there are; leave out --processes")
     if args.launch_config and not args.launch_config.is_file():
         raise ConfigError(f"--launch-config {args.launch_config} is not a file; see configs/accelerate/")
-    ranks = args.workers * args.processes
+    processes = _processes_in(args.launch_config) if args.launch_config else args.processes
+    ranks = args.workers * processes
     threads = args.threads or (max(1, len(os.sched_getaffinity(0)) // ranks) if ranks > 1 else 0)
     base = Topology(args.processes, args.launch_config, threads)
     devices = _gpus() if args.workers > 1 and not args.cpu else []
     if len(devices) < ranks:
         return [base] * args.workers
-    shares = [devices[i : i + args.processes] for i in range(0, ranks, args.processes)]
+    shares = [devices[i : i + processes] for i in range(0, ranks, processes)]
     return [replace(base, devices=",".join(share)) for share in shares]
+
+
+def _processes_in(path: Path) -> int:
+    """num_processes of accelerate's configuration file. Raises ConfigError if it cannot be read."""
+    try:
+        values = guarded(yaml.safe_load, frozenset())(read_bytes(path, MAX_CHARACTERS).decode())
+        return max(1, int(values.get("num_processes", 1)))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--launch-config {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _gpus() -> list[str]:

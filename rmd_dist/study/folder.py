@@ -10,6 +10,7 @@ STUDY/report/                 what launch/report.py wrote
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from rmd_dist.cli import to_dict
 from rmd_dist.config import ConfigError
 from rmd_dist.curves import read_curve
 from rmd_dist.files import atomic_path
+from rmd_dist.models.export import WEIGHTS
 from rmd_dist.run import read_manifest
-from rmd_dist.study.cells import Cell, Entry, Table, plan
-from rmd_dist.study.ledger import Ledger, Status
+from rmd_dist.study.cells import Cell, Entry, Table, content, plan
+from rmd_dist.study.ledger import Status, read_status
 from rmd_dist.study.spec import StudySpec, load_spec
 
 KINDS = ("last", "selected", "best_on_test")
@@ -35,16 +37,42 @@ def run_folder(study: Path, cell: Cell) -> Path:
     return study / "runs" / cell.stage / cell.key
 
 
+def teacher_folder(study: Path, file: str) -> Path:
+    """Where the study keeps an encoder file that it was given, by content."""
+    return study / "teachers" / content(file)[:12]
+
+
 def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
-    """Record the tables of a study. One that is there may have grown; the ledger refuses changed cells."""
-    folder = study / "specs"
+    """Record the tables of a study, with the teachers that they name.
+
+    A table that is there may have grown; the ledger refuses changed cells. Raises ConfigError if the folder
+    cannot be written.
+    """
+    try:
+        (study / "specs").mkdir(parents=True, exist_ok=True)
+        for spec in specs:
+            values = to_dict(spec)
+            for dataset, file in spec.teachers.items():
+                kept = teacher_folder(study, file)
+                _keep(Path(file), kept)
+                values["teachers"][dataset] = f"../teachers/{kept.name}/{WEIGHTS}"
+            with atomic_path(study / "specs" / f"{spec.name}.yaml") as temporary:
+                text = yaml.safe_dump(values, sort_keys=False)  # the first method is the baseline
+                temporary.write_text(f"# A table of this study, as it was asked for.\n{text}")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {study} ({error.strerror}); give another --out") from error
+
+
+def _keep(file: Path, folder: Path) -> None:
+    """Copy an encoder file, and what lies beside it about its run, unless it is there."""
+    if (folder / WEIGHTS).exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    for spec in specs:
-        values = to_dict(spec)
-        values["teachers"] = {name: str(Path(file).resolve()) for name, file in spec.teachers.items()}
-        with atomic_path(folder / f"{spec.name}.yaml") as temporary:
-            text = yaml.safe_dump(values, sort_keys=False)  # the first method is the baseline
-            temporary.write_text(f"# A table of this study, as it was asked for.\n{text}")
+    for name in ("config.json", "manifest.json"):
+        if (file.parent / name).exists():
+            shutil.copyfile(file.parent / name, folder / name)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        shutil.copyfile(file, temporary)
 
 
 def read_specs(study: Path) -> list[StudySpec]:
@@ -99,8 +127,7 @@ class Study:
 def read_study(folder: Path, storage: str | None = None) -> Study:
     """Read a study's tables and the state of its cells. Raises ConfigError if there is none."""
     cells, tables = plan(read_specs(folder))
-    ledger = Ledger(folder, storage)
-    return Study(folder, {cell.key: cell for cell in cells}, tables, ledger.status())
+    return Study(folder, {cell.key: cell for cell in cells}, tables, read_status(folder, storage))
 
 
 def results_of(run: Path) -> dict[str, float]:

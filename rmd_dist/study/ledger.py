@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import URL
 
 from rmd_dist.config import ConfigError
 from rmd_dist.data.lock import exclusive
+from rmd_dist.faults import Fault
+from rmd_dist.files import write_json
+from rmd_dist.reading import read_json
 from rmd_dist.study.cells import Cell
 
 STATES = {
@@ -37,11 +41,10 @@ STATES = {
 }
 """Optuna's states, in this package's words."""
 
-SILENCE_SECONDS = (
-    600.0  # after which a worker on another machine counts as lost; clocks may differ by minutes
-)
+SILENCE_SECONDS = 600.0  # after which a worker on another machine counts as lost
+PATIENCE_SECONDS = 300.0  # with a storage that cannot be reached
 SQLITE, JOURNAL = "optuna.db", "optuna.journal"
-INTERRUPTED = "interrupted"  # beginning of `why` of an attempt that was cut short, not failed
+SETTLED = "storage.json"
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class Ledger:
     """The Optuna study of the folder `folder`, in `storage`; what one worker does to it.
 
     Args:
-        folder: the study's; its name is the Optuna study's.
-        storage: `sqlite` or `journal`, a file in the folder; a database URL; None: the file that is
-            there, else sqlite.
-    Raises ConfigError if the storage cannot be reached.
+        folder: the study's.
+        storage: `sqlite` or `journal`, a file in the folder; a database URL; None: what the study was
+            begun with, else sqlite.
+    Raises ConfigError if the storage cannot be reached, or is not the one the study was begun with.
     """
 
     def __init__(self, folder: Path, storage: str | None = None) -> None:
@@ -85,17 +88,17 @@ class Ledger:
         self.folder = folder
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
         self._alive: IO[bytes] | None = None
-        try:
-            self._storage = _open(folder, storage)
-            study = optuna.create_study(
-                storage=self._storage, study_name=folder.name, direction="maximize", load_if_exists=True
-            )
-            self._study = self._storage.get_study_id_from_name(study.study_name)
-        except ConfigError:
-            raise
-        except Exception as error:  # drivers raise what they like, and may be missing
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"cannot open the study's storage {storage or SQLITE}: {said}") from error
+        with self._locked():  # two that open a new SQLite file at once would both make its tables
+            kind, name = _settle(folder, storage)
+            try:
+                self._storage = _Patient(_open(folder, kind, storage))
+                study = optuna.create_study(
+                    storage=self._storage.storage, study_name=name, direction="maximize", load_if_exists=True
+                )
+                self._study = self._storage.get_study_id_from_name(study.study_name)
+            except Exception as error:  # drivers raise what they like, and may be missing
+                told = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+                raise ConfigError(f"cannot open the study's storage ({storage or kind}): {told}") from error
 
     def enter(self, cells: Sequence[Cell]) -> int:
         """Add what is not there yet, waiting; returns how many. Raises ConfigError if a cell has changed."""
@@ -139,22 +142,19 @@ class Ledger:
         claim = Claim(key, trial_id)
         self._live()
         try:
-            # Said before, so that a claim has a name even if this process ends in between, and after, because
-            # a worker on another machine may have tried the same.
-            self._sign(claim)
             if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return None
         except UpdateFinishedTrialError:
             return None
-        self._sign(claim)
+        self.beat(claim)
         return claim
 
-    def _sign(self, claim: Claim) -> None:
-        self._storage.set_trial_user_attr(claim.trial_id, "worker", self.worker)
-        self.beat(claim)
-
     def beat(self, claim: Claim) -> None:
-        """Say that the cell is still being run."""
+        """Say that the cell is still being run, and by whom.
+
+        Raises UpdateFinishedTrialError, as `report` and `finish` do, if another worker has taken it for lost.
+        """
+        self._storage.set_trial_user_attr(claim.trial_id, "worker", self.worker)
         self._storage.set_trial_user_attr(claim.trial_id, "beat", time.time())
 
     def report(self, claim: Claim, step: int, value: float) -> None:
@@ -174,8 +174,8 @@ class Ledger:
     def give_back(self, claim: Claim, why: str) -> None:
         """The attempt was cut short: the cell waits again, and will continue from its checkpoint."""
         digest = str(self._storage.get_trial(claim.trial_id).user_attrs["digest"])
-        self._end(claim.trial_id, f"{INTERRUPTED}: {why}")
-        self._enqueue(claim.key, digest)
+        self._enqueue(claim.key, digest)  # first: a worker that is killed in between must leave no failure
+        self._end(claim.trial_id, f"interrupted: {why}")
 
     def retry(self, keys: Iterable[str]) -> list[str]:
         """Have failed cells wait again; returns those that did fail."""
@@ -189,21 +189,18 @@ class Ledger:
     def recover(self) -> list[str]:
         """Have cells wait again whose worker is gone; returns their keys."""
         with self._locked():
-            lost = [
-                trial
-                for trial in self._trials()
-                if trial.state == TrialState.RUNNING and self._gone(trial.user_attrs)
-            ]
+            lost = [t for t in self._trials() if t.state == TrialState.RUNNING and self._gone(t)]
             for trial in lost:
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study, trial.number)
                 self.give_back(Claim(trial.user_attrs["cell"], trial_id), "its worker is gone")
             return [trial.user_attrs["cell"] for trial in lost]
 
-    def _gone(self, attrs: dict[str, Any]) -> bool:
+    def _gone(self, trial: FrozenTrial) -> bool:
         """Whether the worker that claimed a trial has ended: on this machine the kernel knows."""
-        worker = str(attrs.get("worker"))
+        worker = str(trial.user_attrs.get("worker"))
         if worker.split(":")[0] != socket.gethostname():
-            return time.time() - float(attrs.get("beat", 0.0)) > SILENCE_SECONDS
+            began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            return time.time() - float(trial.user_attrs.get("beat", began)) > SILENCE_SECONDS
         path = self._lock_of(worker)
         if not path.exists():
             return True
@@ -251,19 +248,68 @@ class Ledger:
             yield
 
 
-def _open(folder: Path, storage: str | None) -> BaseStorage:
-    if storage is None:
-        storage = "journal" if (folder / JOURNAL).exists() else "sqlite"
-    if storage == "journal":
-        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    if storage == "sqlite":
-        storage = f"sqlite:///{(folder / SQLITE).resolve()}"
-    if "://" not in storage:
+def read_status(folder: Path, storage: str | None = None) -> dict[str, Status]:
+    """Where the cells of a study stand; empty if it has not begun. Makes no storage of its own."""
+    return Ledger(folder, storage).status() if (folder / SETTLED).exists() else {}
+
+
+def _settle(folder: Path, storage: str | None) -> tuple[str, str]:
+    """(sqlite, journal or database; name of the Optuna study), as the folder has it, or from now on."""
+    asked = "database" if storage and "://" in storage else storage
+    if asked not in (None, "sqlite", "journal", "database"):
         raise ConfigError(
             f"storage = {storage!r} is not known; give sqlite, journal, or a URL such as postgresql://HOST/NAME"
         )
-    options = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
-    return RDBStorage(storage, engine_kwargs=options)
+    path = folder / SETTLED
+    if not path.exists():
+        # A name of its own, because studies of many folders may share one database.
+        name = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}"
+        write_json(path, {"kind": asked or "sqlite", "study": name})
+    try:
+        settled = read_json(path)
+        kind, name = str(settled["kind"]), str(settled["study"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it, or give another --out") from error
+    if asked not in (None, kind):
+        raise ConfigError(
+            f"{folder} keeps its ledger in another storage ({kind}) than {asked}; leave out --storage"
+        )
+    if kind == "database" and storage is None:
+        raise ConfigError(f"{folder} keeps its ledger in a database; give its URL by --storage")
+    return kind, name
+
+
+def _open(folder: Path, kind: str, storage: str | None) -> BaseStorage:
+    if kind == "journal":
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    if kind == "sqlite":
+        url = URL.create("sqlite", database=str((folder / SQLITE).resolve()))
+        return RDBStorage(url.render_as_string(), engine_kwargs={"connect_args": {"timeout": 60}})
+    return RDBStorage(str(storage))
+
+
+class _Patient:
+    """A storage whose calls are tried again for a while where it cannot be reached."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self.storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.storage, name)
+
+        def patiently(*args: Any, **kwargs: Any) -> Any:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    return call(*args, **kwargs)
+                except StorageInternalError as error:
+                    if time.monotonic() > deadline:
+                        raise Fault(
+                            f"the study's storage cannot be reached: {error.__cause__ or error}"
+                        ) from error
+                    time.sleep(1.0)
+
+        return patiently
 
 
 def _counting(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

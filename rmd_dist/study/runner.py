@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
@@ -16,20 +15,29 @@ from typing import IO
 from rmd_dist.cli import save_yaml
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig
 from rmd_dist.curves import read_curve
+from rmd_dist.faults import EXIT_STOPPED
 from rmd_dist.files import atomic_path
 from rmd_dist.history import parse_records
 from rmd_dist.models.export import WEIGHTS
 from rmd_dist.run import read_manifest
 from rmd_dist.study.cells import Cell
-from rmd_dist.study.folder import results_of, run_folder
+from rmd_dist.study.folder import results_of, run_folder, teacher_folder
 
 GRACE_SECONDS = 120.0  # for a checkpoint to be written before a cell is killed
 POLL_SECONDS = 0.2
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+# Becomes the command that follows it, having asked the kernel for SIGTERM (PR_SET_PDEATHSIG) when the thread
+# that started it ends, however it ends; not in a preexec_fn, which other threads' locks can block for ever.
+_TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("its worker ended before it began")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Running:
     log: Path
     file: IO[bytes] = field(repr=False)
     stopping: bool = False
+    begun_at: int = 0
+    """Size of the log, of earlier attempts, when this one began."""
     _read: int = 0
     """Bytes of metrics.jsonl that `news` has been through."""
 
@@ -130,14 +140,22 @@ class Running:
         self._read += len(whole)
         return [(step, values[tag]) for step, values in parse_records(whole) if tag in values]
 
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop, by whomever, and will continue."""
+        status = read_manifest(self.folder).get("status")
+        return self.process.returncode == EXIT_STOPPED or (
+            self.process.returncode != 0 and status == "stopped"
+        )
+
     def last_words(self) -> str:
-        """Why it ended: what its manifest says, else the last line of its log that tells of an error."""
-        manifest = read_manifest(self.folder)
-        if manifest.get("status") == "failed" and manifest.get("why"):
-            return str(manifest["why"])
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        """Why it ended: what it printed as an error, else what its manifest says, else its exit code."""
+        with self.log.open("rb") as file:
+            file.seek(self.begun_at)
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
         told = [line for line in lines if line.startswith(("error:", "stopped:", "interrupted:"))]
-        return (told or lines or [f"exit code {self.process.returncode}"])[-1][:500]
+        code = self.process.returncode
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return (told or [line for line in lines if line][-1:] or [ended])[-1][:500]
 
 
 def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
@@ -150,27 +168,22 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
             save_yaml(config, temporary)
         log = study / "logs" / f"{cell.key}.log"
         file = log.open("ab")
+        begun_at = file.tell()
     except OSError as error:
         raise ConfigError(f"cannot write to {study}: {error.strerror}; make it writable") from error
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": topology.devices} if topology.devices else {})
     if topology.threads:
         environment |= {"OMP_NUM_THREADS": str(topology.threads)}
+    command = topology.command(cell.stage, study / "cells" / f"{cell.key}.yaml")
     process = subprocess.Popen(
-        topology.command(cell.stage, study / "cells" / f"{cell.key}.yaml"),
+        [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command],
         stdout=file,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         env=environment,
         start_new_session=True,  # a terminal's Ctrl-C is for the study, which then asks its cells to stop
-        preexec_fn=_end_with_parent,
     )
-    return Running(process, run_folder(study, cell), log, file)
-
-
-def _end_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when the thread that started it ends, however it ends."""
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return Running(process, run_folder(study, cell), log, file, begun_at=begun_at)
 
 
 def in_use(run: Path) -> bool:
@@ -195,8 +208,12 @@ def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConf
     data.into(config)
     if topology.threads:
         config.run.threads = config.data.workers = topology.threads
-    if cell.needs and isinstance(config, DistillConfig):
+    if isinstance(config, DistillConfig) and config.teacher not in (None, "random"):
+        config.teacher = str(teacher_folder(study, str(config.teacher)) / WEIGHTS)
+    elif cell.needs and isinstance(config, DistillConfig):
         config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
+    if isinstance(config, DistillConfig):  # a study may move; the run compares the teacher's SHA-256 anyway
+        config.run.resume_allow = ("teacher",)
     return config
 
 

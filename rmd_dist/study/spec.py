@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from rmd_dist.cli import from_dict
-from rmd_dist.config import ConfigError
+from rmd_dist.config import DATASETS, ConfigError
 from rmd_dist.config_text import MAX_CHARACTERS, guarded
 from rmd_dist.data.datasets import dataset_info
 from rmd_dist.data.noise import PROTOCOLS
@@ -41,8 +41,8 @@ class Tuning:
     fine: int = 3
     """Values between the best and each of its neighbours."""
 
-    select: str = "validation/accuracy_noisy"
-    """What K is chosen by; the default reads held-out noisy labels alone."""
+    select: Literal["validation/accuracy_noisy", "test/accuracy"] = "validation/accuracy_noisy"
+    """What K is chosen by: held-out noisy labels, or an oracle that reads the test set."""
 
     prune: bool = True
     """Stop a run whose accuracy falls below the median of the earlier runs at the same step."""
@@ -183,6 +183,10 @@ def _check(spec: StudySpec, path: Path) -> None:
             raise ConfigError(f"{path}: noise: {protocol!r} is not known; use some of {', '.join(PROTOCOLS)}")
     if not all(spec.noise.values()):
         raise ConfigError(f"{path}: noise has a protocol without a rate; give one, such as symmetric: [0.4]")
+    for key in ("datasets", "losses", "seeds"):
+        if len(set(values := getattr(spec, key))) < len(values):
+            raise ConfigError(f"{path}: {key} has a value twice; each counts once")
+    _check_settings(spec, path)
     for dataset, groups in spec.per_dataset.items():
         if unknown := set(groups) - {"pretrain", "distill"}:
             raise ConfigError(
@@ -193,3 +197,49 @@ def _check(spec: StudySpec, path: Path) -> None:
             f"{path}: tune needs 0 < low < high, coarse >= 2 and fine >= 0; got low {tune.low:g}, "
             f"high {tune.high:g}, coarse {tune.coarse}, fine {tune.fine}"
         )
+
+
+_OF_THE_GRID = {
+    "loss": "losses",
+    "noise.protocol": "noise",
+    "noise.rate": "noise",
+    "noise.seed": "seeds",
+    "run.seed": "seeds",
+    "run.root": "--out",
+    "run.name": "--out",
+    "data.dataset": "datasets",
+}
+"""Keys of a run that the study sets itself, and where from."""
+
+
+def _check_settings(spec: StudySpec, path: Path) -> None:
+    """ConfigError for settings that are no groups of keys, or that the grid would overwrite."""
+    places = {"pretrain": spec.pretrain, "distill": spec.distill}
+    places |= {f"methods.{name}": delta for name, delta in spec.methods.items()}
+    for dataset, groups in spec.per_dataset.items():
+        places |= {f"per_dataset.{dataset}.{stage}": delta for stage, delta in groups.items()}
+    for where, delta in places.items():
+        if not isinstance(delta, dict):
+            raise ConfigError(
+                f"{path}: {where} = {delta!r} must be a group of keys, such as optim: {{lr: 0.1}}"
+            )
+        for group in ("data", "model", "optim", "eval", "run", "noise", "graph", "checkpoint"):
+            if not isinstance(delta.get(group, {}), dict):
+                raise ConfigError(f"{path}: {where}.{group} = {delta[group]!r} must be a group of keys")
+        for key, instead in _OF_THE_GRID.items():
+            group, _, name = key.rpartition(".")
+            pretrained = "pretrain" in where and key == "run.seed"  # one teacher, of a seed of its own
+            if name in (delta.get(group, {}) if group else delta) and not pretrained:
+                raise ConfigError(f"{path}: {where}.{key} is set by the study; use {instead}")
+        _check_K(delta.get("K", {}), spec, f"{path}: {where}.K")
+
+
+def _check_K(value: Any, spec: StudySpec, where: str) -> None:
+    """ConfigError for a key of a mapping of K that is no data set, loss or noise."""
+    rates = {f"{noise}{rate:g}" for noise, values in spec.noise.items() for rate in values}
+    known = {"default", *DATASETS, *LOSSES, *PROTOCOLS, *spec.noise, *rates}
+    for key, below in value.items() if isinstance(value, dict) else ():
+        noise = str(key).rstrip("0123456789.")
+        if key not in known and noise not in PROTOCOLS:
+            raise ConfigError(f"{where}: {key!r} is no data set, loss, noise (symmetric0.2) or default")
+        _check_K(below, spec, where)

@@ -7,7 +7,7 @@ alone, which says what the choice cost against an oracle.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from rmd_dist.config import ConfigError, DistillConfig
 from rmd_dist.history import SELECTION
 from rmd_dist.study.cells import Cell, Table, plan
-from rmd_dist.study.ledger import Ledger, Status
+from rmd_dist.study.ledger import Status
 from rmd_dist.study.spec import StudySpec, Tuning
 
 
@@ -65,9 +65,10 @@ def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySp
     """The spec with the fine grid added; None if it has it, or the coarse grid is not through."""
     assert spec.tune
     tried = sorted({entry.K for entry in table.entries})
-    through = all(status[e.key].state in ("finished", "pruned") for e in table.entries)
+    if not _through(table, status):
+        return None
     found = scores(table, status)
-    if not through or not found or len(tried) > spec.tune.coarse + 1 or not spec.tune.fine:
+    if not found or len(tried) > spec.tune.coarse + 1 or not spec.tune.fine:
         return None
     best = max(found, key=lambda K: (found[K], -K))
     position = tried.index(best)
@@ -81,9 +82,16 @@ def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySp
     return replace(spec, methods=_methods([*tried, *finer]))
 
 
+def _through(table: Table, status: dict[str, Status]) -> bool:
+    """Whether every run has ended, at its end or as hopeless."""
+    return all(e.key in status and status[e.key].state in ("finished", "pruned") for e in table.entries)
+
+
 def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[str]:
     """The curve, the chosen K, and what the choice cost against the oracle, as lines."""
     assert spec.tune
+    if not all(entry.key in status for entry in table.entries):
+        return ["the search has not begun"]
     found = scores(table, status)
     if not found:
         return ["no K has been run to the end yet; the same command continues"]
@@ -102,6 +110,10 @@ def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[st
         f"oracle: K = {oracle:g}, test accuracy {100 * tests[oracle]:.2f} %; the choice cost "
         f"{100 * (tests[oracle] - tests[chosen]):.2f} points"
     )
+    if not _through(table, status):
+        lines.append(
+            "provisional: runs are unfinished or have failed, and the search does not go on without them"
+        )
     pruned = [e for e in table.entries if status[e.key].state == "pruned"]
     if pruned:
         lines.append(
@@ -123,8 +135,8 @@ class Pruner:
     Written for cells, not for optuna.Trial: those that count are the current ones of each cell.
     """
 
-    def __init__(self, tune: Tuning, cells: Sequence[Cell], ledger: Ledger) -> None:
-        self._tune, self._ledger = tune, ledger
+    def __init__(self, tune: Tuning, cells: Sequence[Cell], status: Callable[[], dict[str, Status]]) -> None:
+        self._tune, self._status = tune, status
         self._seeds = {cell.key: cell.config.run.seed for cell in cells if cell.stage == "distill"}
 
     def __call__(self, cell: Cell, curve: Sequence[tuple[int, float]]) -> bool:
@@ -132,7 +144,7 @@ class Pruner:
         step, value = curve[-1]
         if not self._tune.prune or step < self._tune.prune_after * cell.steps or step >= cell.steps:
             return False
-        status = self._ledger.status()
+        status = self._status()
         others = [
             status[key].intermediate[step]
             for key, seed in self._seeds.items()

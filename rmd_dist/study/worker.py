@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from optuna.exceptions import UpdateFinishedTrialError
 
 from rmd_dist.config import ConfigError
 from rmd_dist.faults import Stopped
@@ -29,6 +32,9 @@ from rmd_dist.study.runner import (
 IDLE_SECONDS = 5.0  # between looks at what other workers do
 LOOK_SECONDS = 5.0  # between looks at what a cell has measured
 
+Curve = list[tuple[int, float]]
+"""(step, accuracy)"""
+
 Hopeless = Callable[[Cell, Sequence[tuple[int, float]]], bool]
 """Whether a cell with this curve, (step, accuracy), is to be stopped early."""
 
@@ -41,6 +47,12 @@ class Tally:
     pruned: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def add(self, other: Tally) -> None:
+        """What another one did, too."""
+        self.finished += other.finished
+        self.pruned += other.pruned
+        self.failed |= other.failed
+
 
 class Worker:
     """Runs cells of a study until none is left that it can run.
@@ -50,7 +62,9 @@ class Worker:
         cells: all its cells, in the order in which they are wanted.
         say: prints a line.
         hopeless: stops a cell early.
-        tag: the scalar that is recorded while a cell runs, and in the end is what the study maximises.
+        tag: the scalar of students that is recorded while they run; its last value is what the study
+            maximises.
+        together: stay until no cell runs anywhere, because what comes next depends on all.
     """
 
     def __init__(
@@ -64,10 +78,11 @@ class Worker:
         *,
         hopeless: Hopeless | None = None,
         tag: str = "test/accuracy",
+        together: bool = False,
     ) -> None:
         self.folder, self.ledger, self.topology, self.data = folder, ledger, topology, data
         self.cells = {cell.key: cell for cell in cells}
-        self.say, self.hopeless, self.tag = say, hopeless, tag
+        self.say, self.hopeless, self.tag, self.together = say, hopeless, tag, together
         self.tally = Tally()
         self._stop = threading.Event()
         self._abandoned = False
@@ -105,7 +120,9 @@ class Worker:
         ]
 
     def _may_become_ready(self, status: dict[str, Status]) -> bool:
-        """Whether a cell waits for a teacher that somebody is pretraining."""
+        """Whether a cell waits for a teacher that somebody is pretraining, or others are to be waited for."""
+        if self.together and any(status[key].state == "running" for key in self.cells):
+            return True
         return any(
             status[cell.key].state == "waiting"
             and cell.needs is not None
@@ -127,27 +144,38 @@ class Worker:
         except ConfigError as error:
             self._failed(claim, str(error))
             return
-        pruned = False
+        curve: list[tuple[int, float]] = []
         try:
-            pruned = self._watch(running, cell, claim)
+            pruned = self._watch(running, cell, claim, curve)
+        except UpdateFinishedTrialError:
+            self.say(f"{cell.key}: another worker took this one for lost, and has the cell now")
+            return
         finally:
             if not running.ended():
                 running.kill()
             running.close()
-        seconds = time.monotonic() - began
+        try:
+            self._record(claim, running, curve, time.monotonic() - began, pruned=pruned)
+        except UpdateFinishedTrialError:
+            self.say(f"{cell.key}: another worker took this one for lost, and has recorded the cell")
+        except (ConfigError, OSError) as error:  # a damaged manifest, a full disk
+            self._failed(claim, str(error))
+
+    def _record(self, claim: Claim, running: Running, curve: Curve, seconds: float, *, pruned: bool) -> None:
+        """Write down what came of a cell whose process has ended."""
         results = outcome(running, seconds)
         if results is not None:
-            self.ledger.finish(claim, results["last"], results)
-            self.tally.finished.append(cell.key)
-            self.say(f"{cell.key}: {100 * results['last']:.2f} % after {duration(seconds)}")
+            # What the study maximises is what was watched: the test set stays out of a search for K.
+            self.ledger.finish(claim, curve[-1][1] if curve else results["last"], results)
+            self.tally.finished.append(claim.key)
+            self.say(f"{claim.key}: {100 * results['last']:.2f} % after {duration(seconds)}")
         elif pruned:
-            curve = running.curve(self.tag)
             self.ledger.finish(claim, curve[-1][1], {"seconds": seconds}, pruned=True)
-            self.tally.pruned.append(cell.key)
-            self.say(f"{cell.key}: stopped early at step {curve[-1][0]}, {100 * curve[-1][1]:.2f} %")
-        elif running.stopping:
+            self.tally.pruned.append(claim.key)
+            self.say(f"{claim.key}: stopped early at step {curve[-1][0]}, {100 * curve[-1][1]:.2f} %")
+        elif running.stopping or running.stopped():
             self.ledger.give_back(claim, "the study was stopped")
-            self.say(f"{cell.key}: saved, to be continued")
+            self.say(f"{claim.key}: saved, to be continued")
         else:
             self._failed(claim, running.last_words())
 
@@ -164,9 +192,8 @@ class Worker:
         self.tally.failed[claim.key] = why
         self.say(f"{claim.key}: FAILED: {why}")
 
-    def _watch(self, running: Running, cell: Cell, claim: Claim) -> bool:
-        """Until the process ends: show signs of life, record accuracies; True if it was stopped early."""
-        curve: list[tuple[int, float]] = []
+    def _watch(self, running: Running, cell: Cell, claim: Claim, curve: Curve) -> bool:
+        """Until the process ends: show signs of life, add to `curve`; True if it was stopped early."""
         pruned, next_look = False, 0.0
         deadline: float | None = None
         while not running.ended():
@@ -187,7 +214,7 @@ class Worker:
         self._look(running, claim, curve)
         return pruned
 
-    def _look(self, running: Running, claim: Claim, curve: list[tuple[int, float]]) -> None:
+    def _look(self, running: Running, claim: Claim, curve: Curve) -> None:
         """Show signs of life; add to `curve`, and to the ledger, what has been measured since."""
         self.ledger.beat(claim)
         for step, value in running.news(self.tag):
@@ -196,48 +223,61 @@ class Worker:
 
 
 class Crew:
-    """Several workers of one process, each with a share of its cores and GPUs; a Ctrl-C stops them all."""
+    """Several workers of one process, each with a share of its cores and GPUs; a signal stops them all."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = workers
         self._ended: queue.Queue[BaseException | None] = queue.Queue()
+        self._signals = 0
 
     def run(self) -> Tally:
-        """Work until all are done. Raises Stopped when asked to stop, and whatever a worker raised."""
-        for worker in self.workers:
-            threading.Thread(target=self._work, args=(worker,)).start()
+        """Work until all are done, in the main thread. Raises Stopped after a signal, or what a worker did.
+
+        The first SIGINT, SIGTERM or SIGHUP has the cells under way saved, a second one ends them at once.
+        """
         errors: list[BaseException] = []
-        stopped = False
-        for _ in self.workers:
-            # Not Thread.join: a signal that raises in it makes Python 3.11 take the thread for ended.
-            try:
-                error = self._next()
-            except (KeyboardInterrupt, Stopped):
-                stopped = True
-                self._each(Worker.ask_to_stop)
-                error = self._patiently()
-            if error is not None:
-                errors.append(error)
-                self._each(Worker.ask_to_stop)
+        with self._signals_counted():
+            for worker in self.workers:
+                threading.Thread(target=self._work, args=(worker,)).start()
+            for _ in self.workers:
+                if (error := self._next()) is not None:
+                    errors.append(error)
+                    self._each(Worker.ask_to_stop)
         if errors:
             raise errors[0]
-        if stopped:
+        if self._signals:
             raise Stopped("the cells under way are saved; the same command continues")
         return self.tally()
 
-    def _patiently(self) -> BaseException | None:
-        """The end of one more worker; a second Ctrl-C ends its cells at once."""
-        try:
-            return self._next()
-        except (KeyboardInterrupt, Stopped):
-            self._each(Worker.abandon)
-            return self._next()
-
     def _next(self) -> BaseException | None:
-        """How the next worker ended. It polls: a signal may reach another thread, and wake none here."""
+        """How the next worker ended; meanwhile signals are passed on.
+
+        By polling: a signal may reach any thread, and what a handler raised could end this one anywhere.
+        """
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._ended.get(timeout=POLL_SECONDS)
+            if self._signals:
+                self._each(Worker.ask_to_stop if self._signals == 1 else Worker.abandon)
+
+    @contextlib.contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        """Count the signals that ask to stop; those that are ignored already, as under nohup, stay so."""
+
+        def count(_number: int, _frame: object) -> None:
+            self._signals += 1
+
+        wanted = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, count) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _each(self, do: Callable[[Worker], None]) -> None:
         for worker in self.workers:
@@ -247,9 +287,7 @@ class Crew:
         """What all of them did."""
         whole = Tally()
         for worker in self.workers:
-            whole.finished += worker.tally.finished
-            whole.pruned += worker.tally.pruned
-            whole.failed |= worker.tally.failed
+            whole.add(worker.tally)
         return whole
 
     def _work(self, worker: Worker) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rmd_dist.study.cells import Cell, plan
@@ -23,7 +25,7 @@ distill: {model: {name: resnet18_cifar_w16}, optim: {epochs: 3, lr: 0.1}}
 """
 
 STAND_IN = """
-import json, pathlib, signal, sys, time, yaml
+import json, os, pathlib, signal, sys, time, yaml
 config = yaml.safe_load(open(sys.argv[2]))
 stage = sys.argv[3]
 folder = pathlib.Path(config["run"]["root"], stage, config["run"]["name"])
@@ -31,8 +33,11 @@ folder.mkdir(parents=True, exist_ok=True)
 with (folder / "starts").open("a") as file:
     file.write("start\\n")
 plan = pathlib.Path(config["run"]["root"]).parent / "plan.json"
-todo = json.loads(plan.read_text()).get(config["run"]["name"], {}) if plan.exists() else {}
+name = config["run"]["name"].rpartition("-")[0]
+todo = json.loads(plan.read_text()).get(name, {}) if plan.exists() else {}
 def stop(*_):
+    if todo.get("deaf"):
+        return
     (folder / "manifest.json").write_text(json.dumps({"status": "stopped", "why": "SIGTERM"}))
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
@@ -43,7 +48,16 @@ with (folder / "metrics.jsonl").open("w") as file:
         record = {"step": step, tag: value, "validation/accuracy_noisy": todo.get("validation", value)}
         file.write(json.dumps(record | {"train/images_per_second": 640.0}) + "\\n")
         file.flush()
-        time.sleep(todo.get("seconds", 0.0))
+        until = time.monotonic() + todo.get("seconds", 0.0)
+        while time.monotonic() < until:
+            time.sleep(0.01)
+if todo.get("damaged"):
+    (folder / "manifest.json").write_text("{")
+    sys.exit(0)
+if todo.get("stops") == len((folder / "starts").read_text().split()):
+    stop()
+if todo.get("killed"):
+    os.kill(os.getpid(), signal.SIGKILL)
 if todo.get("fails"):
     print("error: it was told to fail")
     sys.exit(2)
@@ -70,3 +84,9 @@ def spec(tmp_path: Path, text: str = SPEC, name: str = "small") -> StudySpec:
 def cells(tmp_path: Path, text: str = SPEC) -> list[Cell]:
     """The cells of a spec."""
     return plan([spec(tmp_path, text)])[0]
+
+
+def named(keys: Iterable[str], name: str) -> str:
+    """The one of `keys` that is `name` and a digest."""
+    (found,) = (key for key in keys if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{6}}", key))
+    return found

@@ -9,7 +9,7 @@ import pytest
 from rmd_dist.config import ConfigError, DistillConfig
 from rmd_dist.study.cells import CLEAN, choose, plan
 from rmd_dist.study.spec import load_spec
-from tests.study.small import SPEC, spec
+from tests.study.small import SPEC, named, spec
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted([*ROOT.glob("configs/paper/**/*.yaml"), *ROOT.glob("configs/tune/*.yaml")])
@@ -43,12 +43,20 @@ def test_a_file_holds_only_what_differs_from_those_it_extends(tmp_path):
             "small: ce, none: unknown option 'optim.epoch'; did you mean optim.epochs",
         ),
         ("distill: {optim: {epochs: 0}}", "optim.epochs = 0 is out of range"),
-        ('methods: {"": {K: {gce: 1}}}', "K has none of digits, ce, symmetric, symmetric0.4 and no default"),
+        ('methods: {"": {K: {gce: 1}}}', "K has none of symmetric0.4, symmetric, ce, digits and no default"),
         ("seeds: [a]", "seeds"),
         ("extends: small.yaml", "goes round in a circle"),
         ("extends: absent.yaml", "cannot be read as a study"),
         ("per_dataset: {digits: {distil: {}}}", "per_dataset.digits.distil is not known"),
         ("tune: {low: 2, high: 1}", "0 < low < high"),
+        ("tune: {select: validation/acc}", "validation/acc"),
+        ("seeds: [0, 0]", "seeds has a value twice"),
+        ("distill: {loss: ce}", "distill.loss is set by the study; use losses"),
+        ("distill: {noise: {rate: 0.1}}", "distill.noise.rate is set by the study; use noise"),
+        ("distill: {optim: 5}", "distill.optim = 5 must be a group of keys"),
+        ("per_dataset: {digits: {distill: 5}}", "must be a group of keys"),
+        ('methods: {"": {K: {cee: 1, default: 0}}}', "'cee' is no data set, loss, noise"),
+        ("noise: {symmetric: [1.4]}", "small: ce, symmetric: noise.rate = 1.4 is out of range"),
         ("name: ../x", "must be of letters"),
         ("- a list", "is not a study"),
     ],
@@ -70,13 +78,13 @@ def test_the_grid_has_each_run_once_and_one_pretraining(tmp_path):
     cells, (table,) = plan([spec(tmp_path)])
     keys = [cell.key for cell in cells]
     assert len(keys) == len(set(keys)) == 1 + 2 + 8  # teacher, clean CE, 2 losses x 2 methods x 2 seeds
-    assert keys[0] == "digits-simsiam-seed0"
+    assert keys[0].startswith("digits-simsiam-seed0-")
     by_key = {cell.key: cell for cell in cells}
     taught = [e for e in table.entries if e.method == "+RMDNet"]
     assert {(e.loss, e.K) for e in taught} == {("ce", 1.0), ("gce", 0.5)}
     assert all(by_key[e.key].needs == keys[0] for e in taught)
     assert all(by_key[e.key].needs is None for e in table.entries if e.method in ("", CLEAN))
-    config = by_key["digits-gce-symmetric0.4-K0.5-seed1"].config
+    config = by_key[named(keys, "digits-gce-symmetric0.4-K0.5-seed1")].config
     assert isinstance(config, DistillConfig)
     assert (config.loss, config.run.seed, config.noise.seed, config.noise.rate) == ("gce", 1, 1, 0.4)
     assert by_key[keys[0]].steps == 1437 // 64 * 2
@@ -114,14 +122,33 @@ def test_an_untrained_teacher_needs_no_pretraining(tmp_path):
     text = SPEC.replace('"+RMDNet": {K: {ce: 1, default: 0.5}}', '"+RGRL": {K: 1, teacher: random}')
     cells, _ = plan([spec(tmp_path, text)])
     assert {cell.stage for cell in cells} == {"distill"}
-    assert "digits-ce-symmetric0.4-K1-random-teacher-seed0" in [cell.key for cell in cells]
+    assert named([cell.key for cell in cells], "digits-ce-symmetric0.4-K1-random-teacher-seed0")
 
 
-def test_K_is_looked_up_from_the_outside_in():
-    table = {"cifar10": {"symmetric0.2": 1, "default": 0.1}, "default": 0.01}
-    assert choose(table, ("cifar10", "ce", "symmetric", "symmetric0.2"), "") == 1
-    assert choose(table, ("cifar10", "ce", "pairflip", "pairflip0.2"), "") == 0.1
-    assert choose(table, ("cifar100", "ce", "pairflip", "pairflip0.2"), "") == 0.01
+def test_keys_say_the_same_in_any_order_of_tables(tmp_path):
+    """Two tables whose runs differ in lr alone: of one name, but for the digest."""
+    a = spec(tmp_path, SPEC, "a")
+    z = spec(tmp_path, SPEC.replace("lr: 0.1", "lr: 0.2"), "z")
+    one, other = plan([a, z]), plan([z, a])
+    assert {c.key: c.digest for c in one[0]} == {c.key: c.digest for c in other[0]}
+    assert one[1] == other[1][::-1]
+    lrs = {c.key: c.config.optim.lr for c in one[0]}
+    assert {lrs[e.key] for e in one[1][1].entries} == {0.2}
+
+
+@pytest.mark.parametrize("key", ["run: {max_steps: 5}", "eval: {every_epochs: 3}", "data: {test_samples: 9}"])
+def test_what_decides_a_table_s_figures_tells_cells_apart(tmp_path, key):
+    plain, _ = plan([spec(tmp_path)])
+    changed, _ = plan([spec(tmp_path, SPEC.replace("distill: {", f"distill: {{{key}, "))])
+    assert {c.key for c in plain} & {c.key for c in changed} == {plain[0].key}
+
+
+def test_the_most_specific_entry_for_K_counts():
+    names = ("symmetric0.2", "symmetric", "ce", "cifar10")
+    table = {"cifar10": {"symmetric0.2": 1, "symmetric": 2, "default": 0.1}, "default": 0.01}
+    assert choose(table, names, "") == 1
+    assert choose(table, ("pairflip0.2", "pairflip", "ce", "cifar10"), "") == 0.1
+    assert choose(table, ("pairflip0.2", "pairflip", "ce", "cifar100"), "") == 0.01
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(ROOT / "configs")))

@@ -78,6 +78,10 @@ def test_the_verdict_chooses_by_validation_and_tells_what_the_oracle_had(tmp_pat
     status[worst] = _status(0.99, 0.99, "pruned")  # what was stopped is neither chosen nor an oracle
     said = tune.verdict(prepared, table, status)
     assert said[-3].startswith("chosen: K = 0.01") and "1 of 4 runs were stopped early" in said[-1]
+    status[worst] = _status(0.5, state="failed")
+    assert any(
+        line.startswith("provisional: runs are unfinished") for line in tune.verdict(prepared, table, status)
+    )
 
 
 def test_a_run_below_the_median_of_the_others_is_hopeless_after_a_while(tmp_path):
@@ -87,14 +91,13 @@ def test_a_run_below_the_median_of_the_others_is_hopeless_after_a_while(tmp_path
     cells, (table,) = plan([prepared])
     values = dict(zip([e.key for e in table.entries], (0.5, 0.6, 0.55, math.nan), strict=True))
 
-    class Ledger:
-        def status(self) -> dict[str, Status]:
-            return {key: Status("running", None, None, {}, {60: v, 20: v}, 1, 0) for key, v in values.items()}
+    def status() -> dict[str, Status]:
+        return {key: Status("running", None, None, {}, {60: v, 20: v}, 1, 0) for key, v in values.items()}
 
     students = {cell.key: cell for cell in cells}
     values.pop(table.entries[-1].key)
     values[table.entries[-1].key] = 0.1
-    pruner = tune.Pruner(prepared.tune, cells, Ledger())
+    pruner = tune.Pruner(prepared.tune, cells, status)
     late = students[table.entries[-1].key]
     assert late.steps == 20 * 3
     assert not pruner(late, [(20, 0.1)])  # too early

@@ -21,8 +21,9 @@ from rmd_dist.study.cells import plan
 from rmd_dist.study.folder import read_study, write_specs
 from rmd_dist.study.ledger import Ledger
 from rmd_dist.study.runner import Data, Topology, complete
+from rmd_dist.study.spec import load_spec
 from rmd_dist.study.worker import Crew, Tally, Worker, duration
-from tests.study.small import SPEC, StandIn, cells, spec
+from tests.study.small import SPEC, StandIn, cells, named, spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,21 +59,23 @@ def test_every_cell_runs_once_and_the_teacher_first(tmp_path):
     assert sorted(tally.finished) == sorted(keys)
     assert _starts(tmp_path) == dict.fromkeys(keys, 1)
     taught = [key for key in keys if "-K1-" in key or "-K0.5-" in key]
+    teacher = named(keys, "digits-simsiam-seed0")
     order = [line.split(": ")[0] for line in lines if " % after " in line]
-    assert all(order.index("digits-simsiam-seed0") < order.index(key) for key in taught)
+    assert all(order.index(teacher) < order.index(key) for key in taught)
     study = read_study(tmp_path / "study")
     assert study.accuracy(taught[0]) == 0.5
     assert study.status[taught[0]].results["step_seconds"] == pytest.approx(0.1)
     assert study.status[taught[0]].intermediate == {22: 0.5, 44: 0.5, 66: 0.5}
     assert study.curve(taught[0], "test/accuracy") == ([22, 44, 66], [0.5] * 3)
-    assert study.teacher("digits", study.tables[0]) == study.run("digits-simsiam-seed0")
+    assert study.teacher("digits", study.tables[0]) == study.run(teacher)
     assert _crew(tmp_path, lines).run() == Tally()  # nothing is left
 
 
 def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(tmp_path):
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"fails": True}})
     tally = _crew(tmp_path, []).run()
-    assert tally.failed == {"digits-ce-symmetric0.4-K0-seed0": "error: it was told to fail"}
+    key = named(tally.failed, "digits-ce-symmetric0.4-K0-seed0")
+    assert tally.failed == {key: "error: it was told to fail"}
     assert len(tally.finished) == len(cells(tmp_path)) - 1
 
 
@@ -83,15 +86,15 @@ def test_cells_wait_where_their_teacher_failed(tmp_path):
     assert {key for key, s in status.items() if s.state == "waiting"} == {
         cell.key for cell in cells(tmp_path) if cell.needs
     }
-    assert list(tally.failed) == ["digits-simsiam-seed0"]
+    assert [named(tally.failed, "digits-simsiam-seed0")] == list(tally.failed)
 
 
 def test_a_hopeless_cell_is_stopped_early(tmp_path):
     slow = {"accuracy": 0.1, "seconds": 0.6}
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": slow})
     crew = _crew(tmp_path, [], hopeless=lambda _, curve: curve[-1][1] < 0.2)
-    assert crew.run().pruned == ["digits-ce-symmetric0.4-K0-seed0"]
-    status = read_study(tmp_path / "study").status["digits-ce-symmetric0.4-K0-seed0"]
+    (key,) = crew.run().pruned
+    status = read_study(tmp_path / "study").status[named([key], "digits-ce-symmetric0.4-K0-seed0")]
     assert status.state == "pruned"
     assert 66 not in status.intermediate
 
@@ -115,10 +118,11 @@ def test_asked_to_stop_it_saves_the_cell_and_goes_on_from_there_the_next_time(tm
         assert crew.run() == Tally()
     finally:
         worker.start = start
-    assert lines[-1] == "digits-simsiam-seed0: saved, to be continued"
+    key, _, said = lines[-1].partition(": ")
+    assert (key, said) == (cells(tmp_path)[0].key, "saved, to be continued")
     _plan(tmp_path)
     assert len(_crew(tmp_path, lines).run().finished) == len(cells(tmp_path))
-    assert _starts(tmp_path)["digits-simsiam-seed0"] == 2
+    assert _starts(tmp_path)[key] == 2
 
 
 def test_a_worker_s_own_error_reaches_the_caller(tmp_path, monkeypatch):
@@ -126,6 +130,44 @@ def test_a_worker_s_own_error_reaches_the_caller(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "outcome", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         crew.run()
+
+
+def test_a_damaged_manifest_fails_its_cell_and_no_other(tmp_path):
+    _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"damaged": True}})
+    tally = _crew(tmp_path, []).run()
+    (key,) = tally.failed
+    assert "is damaged" in tally.failed[key] and "-ce-symmetric0.4-K0-seed0" in key
+    assert len(tally.finished) == 10
+
+
+def test_a_cell_that_somebody_else_stopped_is_given_back(tmp_path):
+    """A batch system signals every process of a job, the cell perhaps before the study."""
+    _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"stops": 1}})
+    tally = _crew(tmp_path, []).run()
+    assert tally.failed == {}
+    assert len(tally.finished) == 11
+
+
+def test_why_a_cell_failed_is_not_what_an_earlier_attempt_said(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"fails": True}})
+    assert _crew(tmp_path, []).run().failed
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"killed": True}})
+    crew = _crew(tmp_path, [])
+    crew.workers[0].ledger.retry([cells(tmp_path)[0].key])
+    assert list(crew.run().failed.values()) == ["killed by SIGKILL"]
+
+
+def test_a_second_signal_ends_cells_at_once(tmp_path, monkeypatch):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 20.0, "deaf": True}})
+    crew = _crew(tmp_path, [])
+    timers = [threading.Timer(t, signal.raise_signal, [signal.SIGINT]) for t in (1.5, 2.5)]
+    began = time.monotonic()
+    for timer in timers:
+        timer.start()
+    with pytest.raises(Stopped):
+        crew.run()
+    assert time.monotonic() - began < 15
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_how_a_cell_is_started():
@@ -143,7 +185,8 @@ def test_a_cell_is_told_where_its_run_its_data_and_its_teacher_are(tmp_path):
     cell = next(c for c in grid if c.needs)
     config = complete(tmp_path / "s", cell, Topology(threads=3), Data(root="d", loader="memory", cpu=True))
     assert (config.run.root, config.run.name) == (str(tmp_path / "s/runs"), cell.key)
-    assert config.teacher == str(tmp_path / "s/runs/pretrain/digits-simsiam-seed0/model.safetensors")
+    assert config.teacher == str(tmp_path / "s/runs/pretrain" / grid[0].key / "model.safetensors")
+    assert config.run.resume_allow == ("teacher",)
     assert (config.data.root, config.data.loader, config.run.cpu, config.run.threads) == (
         "d",
         "memory",
@@ -183,7 +226,8 @@ def test_real_runs_killed_and_continued_by_the_same_command(tmp_path):
     path, out = tmp_path / "real.yaml", tmp_path / "study"
     path.write_text(REAL)
     first = _study(path, out)
-    teacher = out / "runs/pretrain/digits-simsiam-seed0/metrics.jsonl"
+    (key,) = (cell.key for cell in plan([load_spec(path)])[0] if cell.stage == "pretrain")
+    teacher = out / "runs/pretrain" / key / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while not (teacher.exists() and '"step": 20' in teacher.read_text()) and first.poll() is None:
         assert time.monotonic() < deadline
@@ -192,11 +236,11 @@ def test_real_runs_killed_and_continued_by_the_same_command(tmp_path):
     second = _study(path, out)
     said, _ = second.communicate(timeout=150)
     assert second.returncode == 0, said
-    assert "digits-simsiam-seed0: its worker is gone, so it waits again" in said
+    assert f"{key}: its worker is gone, so it waits again" in said
     study = read_study(out)
     assert {key: s.state for key, s in study.status.items()} == dict.fromkeys(study.cells, "finished")
     assert len(study.cells) == 3
-    assert "continuing at step" in (out / "logs/digits-simsiam-seed0.log").read_text()
+    assert "continuing at step" in (out / "logs" / f"{key}.log").read_text()
 
 
 def test_a_signal_stops_the_crew_with_its_cells_given_back(tmp_path):
@@ -207,8 +251,9 @@ def test_a_signal_stops_the_crew_with_its_cells_given_back(tmp_path):
     timer.start()
     with pytest.raises(Stopped, match="the same command continues"):
         crew.run()
-    assert lines[-1] == "digits-simsiam-seed0: saved, to be continued"
-    assert read_study(tmp_path / "study").status["digits-simsiam-seed0"].state == "waiting"
+    key = cells(tmp_path)[0].key
+    assert lines[-1] == f"{key}: saved, to be continued"
+    assert read_study(tmp_path / "study").status[key].state == "waiting"
 
 
 def test_commands_refuse_what_cannot_work(tmp_path):
