@@ -76,11 +76,11 @@ def _keep(file: Path, folder: Path) -> None:
 
 
 def read_specs(study: Path) -> list[StudySpec]:
-    """The tables of a study, in order of name. Raises ConfigError if the folder is no study."""
+    """The tables of a study, the paper's in its order, then others. Raises ConfigError if it is no study."""
     files = sorted((study / "specs").glob("*.yaml"))
     if not files:
         raise ConfigError(f"{study} is not a study: it has no specs/*.yaml; launch/study.py makes one")
-    return [load_spec(file) for file in files]
+    return sorted(map(load_spec, files), key=lambda spec: (spec.table or len(files) + 99, spec.name))
 
 
 @dataclass(frozen=True)
