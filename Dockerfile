@@ -28,8 +28,8 @@ COPY scripts/install-system.sh scripts/
 RUN scripts/install-system.sh --runtime \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1001 rmd \
-    && mkdir data runs \
-    && chown rmd:rmd data runs
+    && mkdir data runs studies \
+    && chown rmd:rmd data runs studies
 COPY --from=build /app/.venv .venv
 COPY . .
 # Caches and the user's name must not depend on the user that `docker run --user` names.

@@ -35,6 +35,11 @@ def small_spec(**changes: Any) -> StudySpec:
     return StudySpec(**settings | changes)
 
 
+def name_of(key: str) -> str:
+    """A cell's key without its digest."""
+    return key.rpartition("-")[0]
+
+
 def make_study(
     folder: Path,
     specs: list[StudySpec],
@@ -45,7 +50,7 @@ def make_study(
     curves: bool = False,
     models: bool = False,
 ) -> Path:
-    """Write the study; cells of `failed` and `waiting` are left so, by key, all others are finished.
+    """Write the study; cells of `failed` and `waiting` are left so, by name, all others are finished.
 
     `curves`: with metrics; `models`: with untrained weights and a configuration.
     """
@@ -55,11 +60,12 @@ def make_study(
     ledger.enter(cells)
     places = {entry.key: entry for table in tables for entry in table.entries}
     for cell in cells:
-        if cell.key in waiting:
+        name = name_of(cell.key)
+        if name in waiting:
             continue
         claim = ledger.claim([cell.key])
         assert claim is not None
-        if cell.key in failed:
+        if name in failed:
             ledger.fail(claim, "loss was <nan> & the run stopped")
             continue
         last = accuracy(places[cell.key]) if cell.key in places else 0.6
