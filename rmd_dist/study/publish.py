@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+from rmd_dist.config import ConfigError
 from rmd_dist.files import atomic_path
 from rmd_dist.study.listing import CSV_COLUMNS
 from rmd_dist.study.markdown import to_markdown
@@ -14,7 +15,17 @@ from rmd_dist.study.report import Report
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """Write report.md with its pictures, cells.csv and report.html into `out`; returns the three files."""
+    """Write report.md with its pictures, cells.csv and report.html into `out`; returns the three files.
+
+    Raises ConfigError if `out` cannot be written.
+    """
+    try:
+        return _write(report, out)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out} ({error.strerror}); give another --out") from error
+
+
+def _write(report: Report, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         for picture in section.pictures:

@@ -253,3 +253,12 @@ def test_first_method_stays_the_baseline(tmp_path: Path) -> None:
     places = Places(Study(tmp_path, {}, [table], {}), table)
     found = [places.baseline(row) for row in places.rows]
     assert {row.label for row in found if row is not None} == {"CE plain", "GCE plain"}
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(folder: Path) -> None:
+    """Here because its parent is a file."""
+    report = make_report(read_study(folder))
+    with pytest.raises(
+        ConfigError, match=r"cannot write to .*cells.csv/x \(Not a directory\); give another --out"
+    ):
+        write_report(report, folder / "report/cells.csv/x")
