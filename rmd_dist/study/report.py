@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,10 @@ def _commands(study: Study, configs: str | None) -> list[str]:
     folder = f"studies/{study.folder.resolve().name}"
     files = {table.spec.name: f"{folder}/specs/{table.spec.name}.yaml" for table in study.tables}
     if configs is not None:
-        found = {load_spec(path).name: str(path) for path in sorted(Path(configs).glob("*.yaml"))}
+        found = {}
+        for path in sorted(Path(configs).glob("*.yaml")):
+            with contextlib.suppress(ConfigError):  # other files lie there, too
+                found[load_spec(path).name] = str(path)
         if absent := [name for name in files if name not in found]:
             raise ConfigError(
                 f"{configs} has no table called {absent[0]}; give the folder of the YAML files that "

@@ -230,6 +230,7 @@ def test_launch_script(
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "other.yaml").write_text("name: table1\n")
+    (configs / "distill.yaml").write_text("noise: {protocol: symmetric}\n")  # of a run, not of a study
     main = runpy.run_path(str(ROOT / "launch" / "report.py"))["main"]
     monkeypatch.setattr(
         sys, "argv", ["report.py", str(folder), "--out", str(tmp_path), "--configs", str(configs)]
