@@ -105,6 +105,7 @@ def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[st
         lines.append(f"  {K:<10g} {shown}")
     chosen = max(found, key=lambda K: (found[K], -K))
     oracle = max(found, key=lambda K: tests[K])
+    edge = {spec.tune.high: "largest; raise tune.high", spec.tune.low: "smallest above 0; lower tune.low"}
     lines.append(f"chosen: K = {chosen:g} by {spec.tune.select}, test accuracy {100 * tests[chosen]:.2f} %")
     lines.append(
         f"oracle: K = {oracle:g}, test accuracy {100 * tests[oracle]:.2f} %; the choice cost "
@@ -117,8 +118,11 @@ def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[st
     pruned = [e for e in table.entries if status[e.key].state == "pruned"]
     if pruned:
         lines.append(
-            f"{len(pruned)} of {len(table.entries)} runs were stopped early and are not in the curve"
+            f"{len(pruned)} of {len(table.entries)} runs were stopped early: not in the curve, "
+            "unknown to the oracle"
         )
+    if chosen in edge:
+        lines.append(f"the best may lie outside: K = {chosen:g} is the {edge[chosen]}")
     return lines
 
 

@@ -72,12 +72,13 @@ def test_the_verdict_chooses_by_validation_and_tells_what_the_oracle_had(tmp_pat
     scores = {0.0: (0.40, 0.50), 0.01: (0.55, 0.60), 0.1: (0.50, 0.70), 1.0: (0.30, 0.20)}
     status = {e.key: _status(*scores[e.K]) for e in table.entries}
     said = tune.verdict(prepared, table, status)
-    assert said[-2].startswith("chosen: K = 0.01 by validation/accuracy_noisy, test accuracy 60.00 %")
-    assert said[-1] == "oracle: K = 0.1, test accuracy 70.00 %; the choice cost 10.00 points"
+    assert said[-3].startswith("chosen: K = 0.01 by validation/accuracy_noisy, test accuracy 60.00 %")
+    assert said[-1] == "the best may lie outside: K = 0.01 is the smallest above 0; lower tune.low"
+    assert said[-2] == "oracle: K = 0.1, test accuracy 70.00 %; the choice cost 10.00 points"
     worst = table.entries[-1].key
     status[worst] = _status(0.99, 0.99, "pruned")  # what was stopped is neither chosen nor an oracle
     said = tune.verdict(prepared, table, status)
-    assert said[-3].startswith("chosen: K = 0.01") and "1 of 4 runs were stopped early" in said[-1]
+    assert said[-4].startswith("chosen: K = 0.01") and "1 of 4 runs were stopped early" in said[-2]
     status[worst] = _status(0.5, state="failed")
     assert any(
         line.startswith("provisional: runs are unfinished") for line in tune.verdict(prepared, table, status)
