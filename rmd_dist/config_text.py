@@ -7,9 +7,12 @@ memory holds ("billion laughs").
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from rmd_dist.reading import read_bytes
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 20  # configurations have groups of keys, some with lists: 3
@@ -37,6 +40,11 @@ def guarded(load: Callable[[str], Any], groups: frozenset[str]) -> Callable[[str
         return value
 
     return checked
+
+
+def read_yaml(path: Path, groups: frozenset[str] = frozenset()) -> Any:
+    """What a YAML file holds, looked at as `guarded` does. Raises OSError, ValueError or yaml.YAMLError."""
+    return guarded(yaml.safe_load, groups)(read_bytes(path, MAX_CHARACTERS).decode())
 
 
 def _check(text: str) -> None:

@@ -10,6 +10,18 @@ from pathlib import Path
 from rmd_dist.config import ConfigError
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock file `path`; False where there is none, or no locks."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; the kernel lets go of it when the process ends, however it ends.

@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 
 from rmd_dist.config import ConfigError, DistillConfig
-from rmd_dist.config_text import MAX_CHARACTERS, guarded
+from rmd_dist.config_text import read_yaml
 from rmd_dist.faults import EXIT_FAULT
 from rmd_dist.printing import print_table
-from rmd_dist.reading import read_bytes
 from rmd_dist.study import tune
 from rmd_dist.study.cells import Cell, plan
 from rmd_dist.study.folder import write_specs
@@ -105,16 +104,17 @@ def _search(
 ) -> int:
     """The coarse grid of K, then the fine one around its best, then the choice."""
     whole = Tally()
+    ledger = Ledger(folder, args.storage)
     _, (table,) = plan([spec])
-    finer = tune.refined(spec, table, read_status(folder, args.storage))
+    finer = tune.refined(spec, table, ledger.status())
     while True:
         spec = finer or spec
         assert spec.tune
         cells, (table,) = plan([spec])
-        pruner = tune.Pruner(spec.tune, cells, lambda: read_status(folder, args.storage))
+        pruner = tune.Pruner(spec.tune, cells, ledger.status)
         watch = {"hopeless": pruner, "tag": spec.tune.select, "together": True}
         whole.add(_run(args, folder, [spec], cells, crew, data, **watch))
-        status = read_status(folder, args.storage)
+        status = ledger.status()
         finer = tune.refined(spec, table, status)
         if finer is None:
             break
@@ -161,10 +161,10 @@ def _measure(cells: Sequence[Cell], topology: Topology, data: Data) -> dict[Any,
                 if not running.ended():
                     running.kill()
                 running.close()
-            rates = sorted(value for step, value in running.curve("train/images_per_second") if step > 5)
-            if running.process.returncode or not rates:
+            seconds = running.step_seconds(config.data.batch_size, after=5)
+            if running.process.returncode or seconds is None:
                 raise ConfigError(f"cannot time {cell.key}: {running.last_words()}")
-        found[kind] = config.data.batch_size / rates[len(rates) // 2]
+        found[kind] = seconds
     return found
 
 
@@ -190,7 +190,7 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
 def _processes_in(path: Path) -> int:
     """num_processes of accelerate's configuration file. Raises ConfigError if it cannot be read."""
     try:
-        values = guarded(yaml.safe_load, frozenset())(read_bytes(path, MAX_CHARACTERS).decode())
+        values = read_yaml(path)
         return max(1, int(values.get("num_processes", 1)))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(f"--launch-config {path} cannot be read: {' '.join(str(error).split())}") from error

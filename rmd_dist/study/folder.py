@@ -1,7 +1,9 @@
 """A study's folder: what is where, and what its runs have measured.
 
-STUDY/specs/TABLE.yaml        the tables, resolved: nothing of them refers to another file
-STUDY/optuna.db               the ledger (optuna.journal, or a database elsewhere)
+STUDY/specs/TABLE.yaml        the tables, resolved: nothing of them refers to a file elsewhere
+STUDY/teachers/SHA/           encoder files that were given, instead of pretraining runs
+STUDY/storage.json            where the ledger is: optuna.db, optuna.journal, or a database elsewhere
+STUDY/workers/                lock files of live workers
 STUDY/cells/CELL.yaml         the whole configuration of a run
 STUDY/logs/CELL.log           what it printed
 STUDY/runs/STAGE/CELL/        the run
@@ -45,7 +47,7 @@ def teacher_folder(study: Path, file: str) -> Path:
 def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
     """Record the tables of a study, with the teachers that they name.
 
-    A table that is there may have grown; the ledger refuses changed cells. Raises ConfigError if the folder
+    A table that is there may have grown or changed. Raises ConfigError if the folder
     cannot be written.
     """
     try:

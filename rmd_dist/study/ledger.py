@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL
 
 from rmd_dist.config import ConfigError
-from rmd_dist.data.lock import exclusive
+from rmd_dist.data.lock import exclusive, is_held
 from rmd_dist.faults import Fault
 from rmd_dist.files import write_json
 from rmd_dist.reading import read_json
@@ -63,6 +63,11 @@ class Status:
     attempts: int
     trial: int
     """Optuna's number of the trial."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to run: it came to its end, or was stopped as hopeless."""
+        return self.state in ("finished", "pruned")
 
 
 @dataclass(frozen=True)
@@ -119,21 +124,15 @@ class Ledger:
 
     def status(self) -> dict[str, Status]:
         """Key -> where the cell stands, of every cell ever entered."""
-        by_cell: dict[str, list[FrozenTrial]] = {}
-        for trial in self._trials():
-            by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
-        return {key: _status(trials) for key, trials in by_cell.items()}
+        return {key: _status(attempts) for key, attempts in self._attempts().items()}
 
     def claim(self, keys: Iterable[str]) -> Claim | None:
         """Take the first of `keys` that waits; None if none does."""
         with self._locked():
-            waiting = {
-                trial.user_attrs["cell"]: trial.number
-                for trial in _counting(self._trials())
-                if trial.state == TrialState.WAITING
-            }
+            current = self._current()
             for key in keys:
-                if key in waiting and (claim := self._take(key, waiting[key])):
+                trial = current.get(key)
+                if trial and trial.state == TrialState.WAITING and (claim := self._take(key, trial.number)):
                     return claim
         return None
 
@@ -180,10 +179,10 @@ class Ledger:
     def retry(self, keys: Iterable[str]) -> list[str]:
         """Have failed cells wait again; returns those that did fail."""
         with self._locked():
-            by_key = {t.user_attrs["cell"]: t for t in _counting(self._trials())}
-            failed = [key for key in keys if key in by_key and by_key[key].state == TrialState.FAIL]
+            current = self._current()
+            failed = [key for key in keys if key in current and current[key].state == TrialState.FAIL]
             for key in failed:
-                self._enqueue(key, str(by_key[key].user_attrs["digest"]))
+                self._enqueue(key, str(current[key].user_attrs["digest"]))
             return failed
 
     def recover(self) -> list[str]:
@@ -201,15 +200,7 @@ class Ledger:
         if worker.split(":")[0] != socket.gethostname():
             began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             return time.time() - float(trial.user_attrs.get("beat", began)) > SILENCE_SECONDS
-        path = self._lock_of(worker)
-        if not path.exists():
-            return True
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        return True
+        return not is_held(self._lock_of(worker))
 
     def _live(self) -> None:
         """Hold this worker's lock file until the process ends, however it ends."""
@@ -240,6 +231,17 @@ class Ledger:
     def _trials(self) -> list[FrozenTrial]:
         trials = self._storage.get_all_trials(self._study, deepcopy=False)
         return [trial for trial in trials if "cell" in trial.user_attrs]
+
+    def _attempts(self) -> dict[str, list[FrozenTrial]]:
+        """Key -> the trials of each cell."""
+        by_cell: dict[str, list[FrozenTrial]] = {}
+        for trial in self._trials():
+            by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
+        return by_cell
+
+    def _current(self) -> dict[str, FrozenTrial]:
+        """Key -> the trial that counts of each cell."""
+        return {key: _current(attempts) for key, attempts in self._attempts().items()}
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -310,14 +312,6 @@ class _Patient:
                     time.sleep(1.0)
 
         return patiently
-
-
-def _counting(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Of each cell the trial that counts."""
-    by_cell: dict[str, list[FrozenTrial]] = {}
-    for trial in trials:
-        by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
-    return [_current(attempts) for attempts in by_cell.values()]
 
 
 def _current(attempts: Sequence[FrozenTrial]) -> FrozenTrial:

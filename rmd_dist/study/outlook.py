@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median_high
 
 from rmd_dist.config import ConfigError, DistillConfig
 from rmd_dist.study.cells import Cell
@@ -50,7 +51,7 @@ class StepTimes:
         for cell in cells:
             if cell.key in status and (found := status[cell.key].results.get("step_seconds")):
                 times.setdefault(kind_of(cell), []).append(found)
-        return cls(given, {kind: sorted(values)[len(values) // 2] for kind, values in times.items()})
+        return cls(given, {kind: median_high(values) for kind, values in times.items()})
 
     def of(self, cell: Cell) -> float | None:
         """Seconds of one step of a cell; None if nobody knows."""
@@ -69,9 +70,7 @@ def outlook_rows(
     for (stage, dataset, model, taught), members in sorted(
         groups.items(), key=lambda item: item[0][0] != "pretrain"
     ):
-        left = [
-            c for c in members if c.key not in status or status[c.key].state not in ("finished", "pruned")
-        ]
+        left = [c for c in members if c.key not in status or not status[c.key].done]
         steps = sum(cell.steps for cell in left)
         seconds = times.of(members[0])
         hours = steps * seconds / 3600 if seconds is not None else None

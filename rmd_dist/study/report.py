@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def _section(study: Study, places: Places) -> Section:
     remarks = [conditions(study, places, dataset) for dataset in places.datasets]
     keys = dict.fromkeys(entry.key for entry in places.table.entries)
     if missing := unfinished(study, list(keys)):
-        states = ", ".join(f"{n} {state}" for state, n in _counts(state for _, state, _ in missing).items())
+        states = ", ".join(f"{n} {state}" for state, n in Counter(state for _, state, _ in missing).items())
         remarks.append(f"{len(missing)} of its {len(keys)} cells are unfinished ({states}).")
     drawn, undrawn = embeddings(study, places)
     pictures = [*plots(study, places), *drawn]
@@ -83,13 +83,6 @@ def _section(study: Study, places: Places) -> Section:
     entered = all(key in study.status for key in keys)
     verdict = tune.verdict(spec, places.table, study.status) if spec.tune and entered else []
     return Section(spec.name, title, [*remarks, *undrawn], grids(places), pictures, verdict)
-
-
-def _counts(states: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for state in states:
-        found[state] = found.get(state, 0) + 1
-    return found
 
 
 def _commands(study: Study, configs: str | None) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median_high
 from typing import IO
 
 from rmd_dist.cli import save_yaml
@@ -126,6 +126,11 @@ class Running:
             return list(zip(*read_curve(self.folder, tag), strict=True))
         return []
 
+    def step_seconds(self, batch_size: float, after: int = 0) -> float | None:
+        """Median time of an optimizer step, of those logged beyond step `after`; None without any."""
+        rates = [value for step, value in self.curve("train/images_per_second") if step > after]
+        return batch_size / median_high(rates) if rates else None
+
     def news(self, tag: str) -> list[tuple[int, float]]:
         """(step, value) of what has been measured since this was last asked."""
         try:
@@ -148,7 +153,7 @@ class Running:
         )
 
     def last_words(self) -> str:
-        """Why it ended: what it printed as an error, else what its manifest says, else its exit code."""
+        """Why it ended: what it printed as an error, else its last line, else its exit code."""
         with self.log.open("rb") as file:
             file.seek(self.begun_at)
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
@@ -186,18 +191,6 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
     return Running(process, run_folder(study, cell), log, file, begun_at=begun_at)
 
 
-def in_use(run: Path) -> bool:
-    """Whether another process has a run folder: that of a killed worker may still be saving."""
-    try:
-        with (run / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such run yet, or no locks there
-        return False
-    return False
-
-
 def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConfig:
     """A cell's configuration with where its run, its data and its teacher are."""
     config = replace(
@@ -208,12 +201,12 @@ def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConf
     data.into(config)
     if topology.threads:
         config.run.threads = config.data.workers = topology.threads
-    if isinstance(config, DistillConfig) and config.teacher not in (None, "random"):
-        config.teacher = str(teacher_folder(study, str(config.teacher)) / WEIGHTS)
-    elif cell.needs and isinstance(config, DistillConfig):
-        config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
-    if isinstance(config, DistillConfig):  # a study may move; the run compares the teacher's SHA-256 anyway
-        config.run.resume_allow = ("teacher",)
+    if isinstance(config, DistillConfig):
+        if config.teacher not in (None, "random"):
+            config.teacher = str(teacher_folder(study, str(config.teacher)) / WEIGHTS)
+        elif cell.needs:
+            config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
+        config.run.resume_allow = ("teacher",)  # a study may move; the run compares the SHA-256 anyway
     return config
 
 
@@ -226,8 +219,7 @@ def outcome(running: Running, seconds: float) -> dict[str, float] | None:
     if running.process.returncode or manifest.get("status") != "finished":
         return None
     results = results_of(running.folder) | {"seconds": seconds, "steps": float(manifest.get("step", 0))}
-    rates = sorted(value for _, value in running.curve("train/images_per_second"))
     batch = manifest.get("config", {}).get("data.batch_size")
-    if rates and batch:
-        results["step_seconds"] = float(batch) / rates[len(rates) // 2]
+    if batch and (seconds_of_step := running.step_seconds(float(batch))):
+        results["step_seconds"] = seconds_of_step
     return results

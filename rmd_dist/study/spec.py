@@ -14,11 +14,10 @@ import yaml
 
 from rmd_dist.cli import from_dict
 from rmd_dist.config import DATASETS, ConfigError
-from rmd_dist.config_text import MAX_CHARACTERS, guarded
+from rmd_dist.config_text import read_yaml
 from rmd_dist.data.datasets import dataset_info
 from rmd_dist.data.noise import PROTOCOLS
 from rmd_dist.losses import LOSSES
-from rmd_dist.reading import read_bytes
 
 MAX_PARENTS = 8  # of a chain of `extends`
 
@@ -135,9 +134,8 @@ def load_spec(path: Path) -> StudySpec:
 
 def _read(path: Path, parents: int) -> dict[str, Any]:
     """The keys of a file merged into those of the file it extends."""
-    load = guarded(yaml.safe_load, frozenset(f.name for f in fields(StudySpec) if "dict" in str(f.type)))
     try:
-        values = load(read_bytes(path, MAX_CHARACTERS).decode())
+        values = read_yaml(path, frozenset(f.name for f in fields(StudySpec) if "dict" in str(f.type)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a study: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

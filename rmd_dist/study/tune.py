@@ -26,12 +26,11 @@ def prepared(spec: StudySpec) -> StudySpec:
         return spec
     grid = [0.0, *np.geomspace(tune.low, tune.high, tune.coarse).tolist()]
     spec = replace(spec, methods=_methods(grid), layout="K", clean=False)
-    _, (table,) = plan([spec])
+    cells, (table,) = plan([spec])
     if len({(e.dataset, e.loss, e.noise, e.rate) for e in table.entries}) > 1:
         raise ConfigError(
             f"{spec.name}: K is searched for one data set, loss and noise at a time; give one each"
         )
-    cells, _ = plan([spec])
     held_out = min(c.config.validation for c in cells if isinstance(c.config, DistillConfig))
     if tune.select == SELECTION and not held_out:
         raise ConfigError(f"{spec.name}: to select by {SELECTION}, give distill: {{validation: 0.1}}")
@@ -54,6 +53,11 @@ def scores(table: Table, status: dict[str, Status]) -> dict[float, float]:
     }
 
 
+def _best(found: dict[float, float]) -> float:
+    """The K of the highest score; of equal ones the smallest."""
+    return max(found, key=lambda K: (found[K], -K))
+
+
 def _score(status: Status) -> float | None:
     """The last recorded selection accuracy of a finished run."""
     if status.state != "finished" or not status.intermediate:
@@ -70,7 +74,7 @@ def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySp
     found = scores(table, status)
     if not found or len(tried) > spec.tune.coarse + 1 or not spec.tune.fine:
         return None
-    best = max(found, key=lambda K: (found[K], -K))
+    best = _best(found)
     position = tried.index(best)
     finer: list[float] = []
     for a, b in ((position - 1, position), (position, position + 1)):
@@ -84,7 +88,7 @@ def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySp
 
 def _through(table: Table, status: dict[str, Status]) -> bool:
     """Whether every run has ended, at its end or as hopeless."""
-    return all(e.key in status and status[e.key].state in ("finished", "pruned") for e in table.entries)
+    return all(e.key in status and status[e.key].done for e in table.entries)
 
 
 def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[str]:
@@ -103,7 +107,7 @@ def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[st
             f"{100 * found[K]:6.2f} %  {100 * tests[K]:6.2f} %" if K in found else ", ".join(sorted(states))
         )
         lines.append(f"  {K:<10g} {shown}")
-    chosen = max(found, key=lambda K: (found[K], -K))
+    chosen = _best(found)
     oracle = max(found, key=lambda K: tests[K])
     edge = {spec.tune.high: "largest; raise tune.high", spec.tune.low: "smallest above 0; lower tune.low"}
     lines.append(f"chosen: K = {chosen:g} by {spec.tune.select}, test accuracy {100 * tests[chosen]:.2f} %")

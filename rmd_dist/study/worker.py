@@ -14,6 +14,7 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 
 from rmd_dist.config import ConfigError
+from rmd_dist.data.lock import is_held
 from rmd_dist.faults import Stopped
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.folder import run_folder
@@ -24,7 +25,6 @@ from rmd_dist.study.runner import (
     Data,
     Running,
     Topology,
-    in_use,
     outcome,
     start,
 )
@@ -133,7 +133,7 @@ class Worker:
     def _one(self, claim: Claim, status: dict[str, Status]) -> None:
         """Run one claimed cell and record its end."""
         cell = self.cells[claim.key]
-        done = sum(status[key].state in ("finished", "pruned") for key in self.cells)
+        done = sum(status[key].done for key in self.cells)
         self.say(f"[{done + 1}/{len(self.cells)}] {cell.key}: {cell.steps} steps")
         if not self._free(cell):
             self.ledger.give_back(claim, "the study was stopped")
@@ -144,7 +144,7 @@ class Worker:
         except ConfigError as error:
             self._failed(claim, str(error))
             return
-        curve: list[tuple[int, float]] = []
+        curve: Curve = []
         try:
             pruned = self._watch(running, cell, claim, curve)
         except UpdateFinishedTrialError:
@@ -182,7 +182,7 @@ class Worker:
     def _free(self, cell: Cell) -> bool:
         """Wait while the process of a killed worker saves the cell; False if asked to stop meanwhile."""
         deadline = time.monotonic() + GRACE_SECONDS
-        while in_use(run_folder(self.folder, cell)) and time.monotonic() < deadline:
+        while is_held(run_folder(self.folder, cell) / ".lock") and time.monotonic() < deadline:
             if self._stop.wait(POLL_SECONDS):
                 return False
         return True
