@@ -14,11 +14,11 @@ def main() -> None:
     from pathlib import Path
 
     from rmd_dist import dist
+    from rmd_dist.accelerator import make_accelerator
     from rmd_dist.assess import assess, open_model
     from rmd_dist.files import write_json
     from rmd_dist.printing import print_assessment
     from rmd_dist.start import prepare_data
-    from rmd_dist.trainer import make_accelerator
 
     accelerator = make_accelerator("no", config.cpu)
     model = open_model(config)

@@ -91,7 +91,7 @@ def _classifier(
             f"{model.path} has {model.num_classes} classes, {test.info.name} has {len(classes)}; "
             "give the --dataset that the model was trained on"
         )
-    with _in_order(config, test, queries) as loader:
+    with _in_order(config, test, queries, device) as loader:
         _, predicted = predict_labels(module, loader, _normalize(test), device, queries)
     report = classification(predicted, test.labels[queries], len(classes))
     per_class = [float(share) for share in report.per_class]
@@ -102,12 +102,12 @@ def _classifier(
 def _features(
     config: EvaluateConfig, module: nn.Module, dataset: Dataset, indices: Indices, device: torch.device
 ) -> tuple[Tensor, Indices]:
-    with _in_order(config, dataset, indices) as loader:
+    with _in_order(config, dataset, indices, device) as loader:
         features, index = extract_features(module, loader, _normalize(dataset), device, indices)
     return features, dataset.labels[index.numpy()]
 
 
-def _in_order(config: EvaluateConfig, dataset: Dataset, indices: Indices) -> Loader:
+def _in_order(config: EvaluateConfig, dataset: Dataset, indices: Indices, device: torch.device) -> Loader:
     return build_loader(
         dataset,
         kind=config.loader,
@@ -119,6 +119,7 @@ def _in_order(config: EvaluateConfig, dataset: Dataset, indices: Indices) -> Loa
         rank=dist.rank(),
         world_size=dist.world_size(),
         workers=workers_per_rank(config.workers),
+        pinned=device.type == "cuda",
     )
 
 

@@ -212,6 +212,9 @@ class EvalConfig:
     knn_temperature: float = 0.1
     """Temperature of the kNN weights exp(similarity / T)."""
 
+    pictures_every_minutes: float = 10.0
+    """Draw confusion and relation matrices at most so often, and at the end; 0: at every evaluation."""
+
 
 @dataclass
 class CheckpointConfig:
@@ -255,8 +258,11 @@ class RunConfig:
     resume_allow: tuple[str, ...] = ()
     """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
 
-    precision: Literal["launch", "no", "bf16", "fp16", "fp64"] = "launch"
-    """Mixed precision; `launch`: what accelerate launch was told; fp64: training in double, for checks."""
+    precision: Literal["launch", "no", "tf32", "bf16", "fp16", "fp64"] = "launch"
+    """`launch`: what accelerate launch was told; `no`: fp32 proper; `tf32`: on GPUs; fp64: for checks."""
+
+    deterministic: bool = True
+    """Equal runs give equal bits, which exact resume needs; false: the fastest kernels, which may not."""
 
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
@@ -265,7 +271,7 @@ class RunConfig:
     """torch's threads of each rank on a CPU; 0: its share of the cores (under accelerate launch)."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """At a loss or gradient that is nan or infinite: stop, or leave the step out (and wait for a GPU)."""
+    """At a loss or gradient that is nan or infinite: stop, or leave the step out."""
 
     log_every: int = 10
     """Optimizer steps between logged scalars; the first five steps are always logged."""

@@ -47,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval.train_samples": (0, _INF),
     "eval.knn_k": (1, _INF),
     "eval.knn_temperature": (1e-6, _INF),
+    "eval.pictures_every_minutes": (0, _INF),
     "checkpoint.every_steps": (0, _INF),
     "checkpoint.every_epochs": (0, _INF),
     "checkpoint.every_minutes": (0, _INF),

@@ -7,23 +7,25 @@ value on every rank, and the gradient it leaves on a rank's own tensors is W tim
 of the global gradient (W ranks). DistributedDataParallel averages parameter gradients over ranks, so
 the W cancels and every rank steps along the gradient of the global loss. In symbols, for per-sample
 losses l_i with B samples in all, L = sum_i l_i / B has dL/dl_i = W / B on the rank that owns sample i.
-Batch norm follows torch's SyncBatchNorm: its input gradient is that of the SUM of the ranks' losses.
+
+Tensors travel by the default group (NCCL on GPUs), what the host says (objects, flags, waiting) by gloo
+groups of their own: no GPU is waited for, and a rank that waits for another one's file or figure does not
+run into NCCL's time-out of ten minutes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as c10d
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from rmd_dist.config import ConfigError
+_PATIENCE = timedelta(hours=6)
+"""How long ranks wait for what they know to take long on another's host. Elsewhere gloo's own half hour."""
 
 _SMALL_NUMEL = 65_536
 """Up to so many numbers over all ranks, gloo's all-to-all takes half the time of its gather or reduction."""
@@ -52,10 +54,22 @@ def _nccl() -> bool:
     return "nccl" in str(c10d.get_backend())
 
 
+_hosts: dict[bool, tuple[Any, Any]] = {}  # patient or not -> the default group, the gloo group beside it
+_rows: tuple[int, ...] = ()
+
+
+def _host_group(patient: bool = False) -> Any:
+    """The group by which hosts talk; made at its first use, which must be by all ranks."""
+    world = c10d.group.WORLD
+    if patient not in _hosts or _hosts[patient][0] is not world:
+        _hosts[patient] = world, c10d.new_group(backend="gloo", timeout=_PATIENCE if patient else None)
+    return _hosts[patient][1]
+
+
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait for every rank's host."""
     if _grouped():
-        c10d.barrier(device_ids=[torch.cuda.current_device()] if _nccl() else None)
+        c10d.barrier(group=_host_group())
 
 
 def shutdown() -> None:
@@ -67,6 +81,7 @@ def shutdown() -> None:
         try:
             barrier()
         finally:
+            _hosts.clear()
             c10d.destroy_process_group()
 
 
@@ -86,7 +101,7 @@ def average_gradient_scale() -> float:
     return float(world_size())
 
 
-def _gather_equal(x: Tensor) -> Tensor:
+def gather_equal(x: Tensor) -> Tensor:
     """(...) -> (W, ...) in rank order; the shape must be the same on every rank (gloo aborts otherwise)."""
     world = world_size()
     x = x.detach().contiguous()
@@ -95,9 +110,14 @@ def _gather_equal(x: Tensor) -> Tensor:
     out = x.new_empty((world, *x.shape))
     if x.is_cpu and out.numel() <= _SMALL_NUMEL:
         c10d.all_to_all_single(out, x.expand_as(out).contiguous())
-    else:
+    elif _nccl():
+        _gather_into(out, x)
+    else:  # gloo has no such form
         c10d.all_gather(list(out.unbind(0)), x)
     return out
+
+
+_gather_into: Any = getattr(c10d, "all_gather_single", None) or c10d.all_gather_into_tensor  # its older name
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -106,25 +126,41 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x.clone()
     if x.is_cpu and x.numel() * world_size() <= _SMALL_NUMEL:
-        return _gather_equal(x).sum(0)
+        return gather_equal(x).sum(0)
     out = x.contiguous().clone()
     c10d.all_reduce(out)
     return out
 
 
+@contextlib.contextmanager
+def rows_known(sizes: Sequence[int]) -> Iterator[None]:
+    """Inside, ranks do not tell each other how many rows a tensor has: `sizes` says it, in rank order.
+
+    A promise: a tensor that has this rank's number of rows here has every other rank's number there. Where a
+    rank has none, nothing counts as known.
+    """
+    global _rows
+    before, _rows = _rows, tuple(sizes) if all(sizes) else ()
+    try:
+        yield
+    finally:
+        _rows = before
+
+
 def row_counts(x: Tensor) -> list[int]:
-    """First dimension of every rank's x, in rank order. On CUDA this waits for the device."""
+    """First dimension of every rank's x, in rank order; exchanged between hosts unless it is known."""
     if world_size() == 1:
         return [x.shape[0]]
-    counts: list[int] = _gather_equal(torch.tensor([x.shape[0]], device=x.device)).flatten().tolist()
-    return counts
+    if len(_rows) == world_size() and _rows[rank()] == x.shape[0]:
+        return list(_rows)
+    return [int(count) for count in all_gather_object(x.shape[0])]
 
 
 def all_gather_rows(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Rows of every rank, in rank order, without gradient: (b_r, ...) -> (sum of b_r, ...).
 
     The ranks' row counts b_r may differ. `sizes` gives them where the caller knows them; it must be the
-    same on every rank. Unset, they are exchanged first (row_counts).
+    same on every rank. Unset, they are those of `row_counts`.
     """
     if world_size() == 1:
         return x.detach().clone()
@@ -134,7 +170,7 @@ def all_gather_rows(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     padded = x.detach()
     if x.shape[0] < most:
         padded = torch.cat([padded, x.new_zeros((most - x.shape[0], *x.shape[1:]))])
-    gathered = _gather_equal(padded)
+    gathered = gather_equal(padded)
     if min(sizes) == most:
         return gathered.flatten(0, 1)
     return torch.cat([rows[:b] for rows, b in zip(gathered, sizes, strict=True)])
@@ -144,22 +180,22 @@ def all_gather_object(obj: Any) -> list[Any]:
     """One picklable object of every rank, in rank order."""
     out: list[Any] = [obj] * world_size()
     if world_size() > 1:
-        c10d.all_gather_object(out, obj)
+        c10d.all_gather_object(out, obj, group=_host_group())
     return out
 
 
-def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """The picklable object that rank `src` holds."""
+def broadcast_object(obj: Any, src: int = 0, *, patient: bool = False) -> Any:
+    """The picklable object that rank `src` holds; `patient`: it may take hours to come."""
     box = [obj]
     if world_size() > 1:
-        c10d.broadcast_object_list(box, src=src)
+        c10d.broadcast_object_list(box, src=src, group=_host_group(patient))
     return box[0]
 
 
 class Agreement:
     """Flags that any rank may raise; all know of them one exchange later, and nobody waits. Collective.
 
-    On a gloo group of its own, so that no GPU is waited for. A world of one agrees at once.
+    On a group of its own: its messages are under way while others pass. A world of one agrees at once.
     """
 
     def __init__(self) -> None:
@@ -242,157 +278,3 @@ def global_mean(values: Tensor) -> Tensor:
     values = values if values.dtype == torch.float64 else values.float()
     mean: Tensor = _GlobalMean.apply(values)
     return mean
-
-
-def _per_channel(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(1, -1, *[1] * (like.dim() - 2))
-
-
-def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale_c x + shift_c in one pass over memory."""
-    if x.dim() > 2 and x.is_contiguous():
-        # With two broadcast operands elementwise kernels do not vectorise over NCHW; batch norm's does.
-        zero, one = torch.zeros_like(shift), torch.ones_like(scale)
-        return F.batch_norm(x, zero, one, scale, shift, False, 0.0, 0.0)
-    return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
-
-
-class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch norm by the statistics of all ranks' samples; counts of ranks may differ, down to none.
-
-    Forward: each rank's (mean, var, n) are gathered and combined as by Chan, Golub & LeVeque (1983):
-    mean = sum n_r mean_r / n, var = sum n_r (var_r + (mean_r - mean)^2) / n. Backward, with sums over
-    all ranks: dx = w / sigma (dy - sum(dy) / n - xhat sum(dy xhat) / n). Each has one message, and
-    torch's native kernels for the passes over memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running: tuple[Tensor, Tensor] | None,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        channels = x.shape[1]
-        local = x.numel() // channels
-        exact = torch.promote_types(x.dtype, torch.float32)
-        # Running statistics in fp32, though unused, make the kernel keep those of bf16 input in fp32 too.
-        unused = None if x.dtype == exact else x.new_zeros(channels, dtype=exact)
-        if local:
-            mean_r, var_r = torch.batch_norm_update_stats(x, unused, unused, 0.0)  # var_r: biased
-            own = torch.cat([mean_r, var_r, mean_r.new_tensor([local])])
-        else:
-            own = x.new_zeros(2 * channels + 1, dtype=exact)
-        stats = _gather_equal(own)
-        counts = stats[:, -1:].tolist()
-        n = int(sum(count for (count,) in counts))
-        if n <= 1:
-            raise ValueError(f"batch norm needs more than 1 value per channel over all ranks, got {n}")
-        share_r = stats[:, -1] / n
-        mean, var = torch.mv(stats[:, :-1].T, share_r).chunk(2)
-        var += torch.mv((stats[:, :channels] - mean).square_().T, share_r)
-        if running is not None:
-            running[0].lerp_(mean.to(running[0].dtype), momentum)
-            running[1].lerp_((var * (n / (n - 1))).to(running[1].dtype), momentum)
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
-        ctx.n, ctx.eps, ctx.has_bias = n, eps, bias is not None
-        return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, False) if local else x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, invstd = ctx.saved_tensors
-        dy = grads[0]
-        if x.numel():
-            # Asked for its parameter gradients alone, the kernel makes one pass: sum(dy xhat) and sum(dy).
-            _, dy_xhat, dy_sum = torch.ops.aten.native_batch_norm_backward(
-                dy, x, weight, None, None, mean, invstd, True, ctx.eps, [False, True, True]
-            )
-        else:
-            dy_xhat = dy_sum = torch.zeros_like(mean)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            sums = all_reduce_sum(torch.stack([dy_xhat, dy_sum])).to(mean.dtype) / ctx.n
-            dx = _input_gradient(dy, x, weight, mean, invstd, *sums.unbind())
-        dweight = dy_xhat.to(weight.dtype) if ctx.needs_input_grad[1] else None
-        dbias = dy_sum.to(weight.dtype) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return dx, dweight, dbias, None, None, None
-
-
-def _input_gradient(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    mean_dy_xhat: Tensor,
-    mean_dy: Tensor,
-) -> Tensor:
-    """dx = b x + c - a dy per channel, with a = -w / sigma, by two passes over memory."""
-    a = -invstd if weight is None else invstd * -weight
-    b = a * invstd * mean_dy_xhat
-    c = torch.addcmul(a * mean_dy, b, mean, value=-1)
-    dx = _scale_shift(x, b, c).to(mean.dtype)
-    return dx.addcmul_(dy, _per_channel(a, x), value=-1).to(x.dtype)
-
-
-class _GlobalBatchNormModule(_BatchNorm):
-    """What GlobalBatchNorm1d and 2d share: torch's batch norm, but for training on several ranks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(x)
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break()  # collectives of an autograd function cannot be traced
-        self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        momentum, running = 0.0, None
-        if self.track_running_stats:
-            assert self.num_batches_tracked is not None
-            assert self.running_mean is not None and self.running_var is not None
-            self.num_batches_tracked.add_(1)
-            running = (self.running_mean, self.running_var)
-            # momentum None means the cumulative average
-            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        y: Tensor = _GlobalBatchNorm.apply(x, self.weight, self.bias, running, momentum, self.eps)
-        return y
-
-
-class GlobalBatchNorm1d(_GlobalBatchNormModule, nn.BatchNorm1d):
-    """nn.BatchNorm1d over the samples of all ranks, for CPU ranks (torch's SyncBatchNorm refuses those)."""
-
-
-class GlobalBatchNorm2d(_GlobalBatchNormModule, nn.BatchNorm2d):
-    """nn.BatchNorm2d over the samples of all ranks, for CPU ranks (torch's SyncBatchNorm refuses those)."""
-
-
-_GLOBAL_OF = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: GlobalBatchNorm2d}
-
-
-def convert_batch_norm(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
-    """Make every batch norm of `module` global over ranks; keys, parameters and buffers stay the same.
-
-    On CUDA the layers become torch's SyncBatchNorm (timm's fused ones included), elsewhere ours, which
-    run the native kernel where there is one rank. Use the returned module.
-
-    Raises:
-        ConfigError: a kind of batch norm that has no global form on CPU ranks.
-    """
-    if torch.device(device).type == "cuda":
-        from timm.layers.norm_act import convert_sync_batchnorm
-
-        converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
-    for name, layer in module.named_modules():
-        if isinstance(layer, _GlobalBatchNormModule) or not isinstance(layer, _BatchNorm):
-            continue
-        if type(layer) not in _GLOBAL_OF:
-            if world_size() == 1:  # its own statistics are the global ones
-                continue
-            raise ConfigError(
-                f"layer {name!r} is a {type(layer).__name__}, which has no form over several CPU ranks: "
-                "use a model with nn.BatchNorm1d or 2d (resnet18_cifar), one process, or GPUs"
-            )
-        layer.__class__ = _GLOBAL_OF[type(layer)]  # only forward differs: no state to copy, none to forget
-    return module

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
+from rmd_dist.numerics import full_precision
 
 if TYPE_CHECKING:
     from rmd_dist.data.loader import Loader
@@ -33,6 +34,7 @@ Normalize: TypeAlias = Callable[[Tensor], Tensor]
 """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 on the same device."""
 
 KNN_BLOCK = 256  # queries of one similarity block: 256 x 50 000 float32 is 50 MB
+_VOTE_UNITS = 2.0**38  # of a weight in (0, 1]: whole numbers, whose sum up to 2^25 neighbours is exact
 
 
 @contextmanager
@@ -252,9 +254,11 @@ def knn_accuracy(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for start in starts[dist.share(len(starts), dist.rank(), dist.world_size())]:
         block = F.normalize(queries[start : start + KNN_BLOCK].to(device).float(), dim=1)
-        similarity, neighbour = (block @ bank.T).topk(min(k, len(bank)), dim=1)
-        # Votes only compare: taking off the greatest similarity keeps a small temperature from overflow.
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        with full_precision(device):
+            similarity, neighbour = (block @ bank.T).topk(min(k, len(bank)), dim=1)
+        # Votes only compare: taking off the greatest similarity keeps a small temperature from overflow. They
+        # are added up as whole numbers, so that the order, which a GPU leaves to chance, cannot matter.
+        weight = ((similarity - similarity[:, :1]).double() / temperature).exp().mul(_VOTE_UNITS).long()
         votes = weight.new_zeros(len(block), num_classes).scatter_add_(1, voted[neighbour], weight)
         correct += (votes.argmax(dim=1) == truth[start : start + KNN_BLOCK]).sum()
     return dist.all_reduce_sum(correct).item() / len(queries)
@@ -265,8 +269,8 @@ def linear_probe(
 ) -> float:
     """Test accuracy of logistic regression (L2, C = 1, L-BFGS) on standardised features. Collective.
 
-    Features (N, D) and (M, D). Deterministic: fitted on rank 0, where the others wait. Labels of fewer than
-    two classes or features that are not finite give nan.
+    Features (N, D) and (M, D). Deterministic: fitted on rank 0, for which the others wait, hours if need be.
+    Labels of fewer than two classes or features that are not finite give nan.
     """
     accuracy = math.nan
     if dist.is_main() and train_features.isfinite().all() and test_features.isfinite().all():
@@ -279,7 +283,7 @@ def linear_probe(
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
             probe.fit(train_features.cpu().numpy(), labels)
             accuracy = float(probe.score(test_features.cpu().numpy(), _numpy(test_labels)))
-    result: float = dist.broadcast_object(accuracy)
+    result: float = dist.broadcast_object(accuracy, patient=True)
     return result
 
 

@@ -86,6 +86,9 @@ def as_fault(error: Exception) -> Fault | None:
         return Fault(
             f"out of memory ({said}); start anew with a smaller --batch-size, or more --accumulation"
         )
+    if "deterministic implementation" in said:
+        what = said.split(",")[0]
+        return Fault(f"{what}; use another model, or give up equal bits by --deterministic false")
     if not dist.is_network_error(error):
         return None
     if not dist.lost_peer(str(error)):

@@ -22,12 +22,15 @@ from rmd_dist.reading import read_json
 FREE_KEYS = (
     *("data.root", "data.source", "data.loader", "data.workers", "data.test_samples", "model.compile"),
     *("run.root", "run.name", "run.max_steps", "run.resume", "run.cpu", "run.threads", "run.log_every"),
-    *("run.on_nonfinite", "run.resume_allow"),
+    *("run.on_nonfinite", "run.resume_allow", "run.deterministic"),
     *("eval.", "checkpoint."),
 )
 
-RECORDED = ("precision", "data_sha256", "labels_sha256", "teacher_sha256")
+RECORDED = ("precision", "compile", "deterministic", "data_sha256", "labels_sha256", "teacher_sha256")
 """What else a run began with; `refuse_other` compares it."""
+
+DIED = "ended without a word: killed, out of memory, or aborted (as NCCL's watchdog does after ten minutes)"
+"""Why a run failed whose manifest says that it is running, when no job has it."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system without flock
 
@@ -88,6 +91,10 @@ class RunFolder:
             ) from None
         remove_debris(self.path)
         remove_debris(self.checkpoints)
+        saved = self.manifest()  # as the job that had the lock has left it
+        if saved.get("status") == "running":
+            print(f"{self.path}: the job before this one {DIED}", flush=True)
+            self._write(saved | {"status": "failed", "why": DIED})
 
     def close(self) -> None:
         """Let another job have the folder."""
@@ -119,17 +126,26 @@ class RunFolder:
         }
         # Not where and how often: those may change from one start to the next.
         matters = {k: v for k, v in flatten(self.config).items() if not k.startswith(FREE_KEYS)}
+        with writing(self.path), atomic_path(self.path / "config.yaml") as temporary:
+            save_yaml(self.config, temporary)
+        self._write(start | {"config": matters} | values)
+
+    def _write(self, manifest: dict[str, Any]) -> None:
         with writing(self.path):
-            with atomic_path(self.path / "config.yaml") as temporary:
-                save_yaml(self.config, temporary)
-            write_json(self.path / "manifest.json", start | {"config": matters, "updated": _now()} | values)
+            write_json(self.path / "manifest.json", manifest | {"updated": _now()})
 
     def begin(self, step: int, **values: Any) -> None:
-        """Mark the run as running from `step` on (rank 0); what --resume-allow let pass is kept on record."""
-        history = list(self.manifest().get("allowed", []))
+        """Mark the run as running from `step` on (rank 0).
+
+        What --resume-allow let pass is kept on record, and why the job before failed, if it did.
+        """
+        before = self.manifest()
+        allowed, failures = ([*before.get(key, [])] for key in ("allowed", "failures"))
         if self._allowed:
-            history.append({"step": step, "time": _now(), "changes": self._allowed})
-        self.update(status="running", why=None, step=step, allowed=history, **values)
+            allowed.append({"step": step, "time": _now(), "changes": self._allowed})
+        if before.get("status") == "failed":
+            failures.append({"time": before.get("updated"), "why": before.get("why"), "continued_at": step})
+        self.update(status="running", why=None, step=step, allowed=allowed, failures=failures, **values)
 
     def finish(self, **values: Any) -> None:
         """Mark the run as finished now, with its results (rank 0)."""
@@ -185,6 +201,7 @@ def _within(key: str, given: str) -> bool:
 
 _MANIFEST_TYPES: dict[str, type] = {
     **dict.fromkeys(("config", "results"), dict),
+    **dict.fromkeys(("allowed", "failures"), list),
     **dict.fromkeys(("stage", "dataset", "model", "status", "teacher"), str),
 }
 """Of what others read in a manifest; a key may be absent."""

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from rmd_dist import dist
+from rmd_dist.accelerator import autocast_dtype, make_accelerator, numerics_of
 from rmd_dist.checkpoint import newest
 from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
 from rmd_dist.data.prepare import prepare
@@ -20,7 +21,7 @@ from rmd_dist.printing import preparation_progress
 from rmd_dist.resume import restarted
 from rmd_dist.run import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task
-from rmd_dist.trainer import Trainer, make_accelerator, precision_of
+from rmd_dist.trainer import Trainer
 
 
 def train(config: AnyConfig) -> dict[str, Any]:
@@ -35,9 +36,23 @@ def train(config: AnyConfig) -> dict[str, Any]:
     folder = RunFolder(config)
     try:
         with while_ranks_meet(), _told(folder):
-            accelerator = make_accelerator(config.run.precision, config.run.cpu, config.run.threads)
+            run = config.run
+            accelerator = make_accelerator(run.precision, run.cpu, run.threads, run.deterministic)
         with Preemption() as preemption, _told(folder):  # a launcher's SIGTERM must not cut the telling off
             return _train(config, accelerator, folder, preemption)
+    finally:
+        folder.close()
+
+
+@contextlib.contextmanager
+def opened_trainer(config: AnyConfig) -> Iterator[Trainer]:
+    """The trainer of a run, before its first step, to be used by hand; closed afterwards. Collective."""
+    folder, run = RunFolder(config), config.run
+    accelerator = make_accelerator(run.precision, run.cpu, run.threads, run.deterministic)
+    from_main(folder.open)
+    try:
+        with contextlib.closing(_build_trainer(config, accelerator, folder, Preemption())) as trainer:
+            yield trainer
     finally:
         folder.close()
 
@@ -59,10 +74,9 @@ def _told(folder: RunFolder) -> Iterator[None]:
 
 
 def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    place = Place(accelerator.device, dist.rank(), dist.world_size(), workers_per_rank(config.data.workers))
     from_main(folder.open)
     try:
-        trainer = _build_trainer(config, accelerator, folder, place, preemption)
+        trainer = _build_trainer(config, accelerator, folder, preemption)
     except (ConfigError, Stopped):
         if dist.is_main():
             folder.discard_if_empty()
@@ -97,15 +111,21 @@ def _newest_intact(folder: RunFolder) -> str:
     return f"newest intact checkpoint: {found.path}" if found else "no checkpoint had been saved"
 
 
-def _build_trainer(
-    config: AnyConfig, accelerator: Any, folder: RunFolder, place: Place, preemption: Preemption
-) -> Trainer:
+def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> Trainer:
+    """The trainer of a run whose folder is open, at its newest checkpoint if it has one. Collective."""
     data = config.data
     prepare_data(data.dataset, data.root, data.source, data.loader)
     set_seed(config.run.seed)  # weights are drawn the same on every rank
+    place = Place(
+        accelerator.device,
+        dist.rank(),
+        dist.world_size(),
+        workers_per_rank(data.workers),
+        autocast_dtype(accelerator),
+    )
     task = _build_task(config, folder, place)
-    # What a run began with is part of it: the samples, their labels, the teacher, the precision.
-    about = task.about() | {"precision": precision_of(config, accelerator)}
+    # What a run began with is part of it: the samples, their labels, the teacher, how torch computes.
+    about = task.about() | numerics_of(config, accelerator)
     now = {key: about[key] for key in RECORDED if key in about}
     from_main(lambda: folder.refuse_other(**now))
     return Trainer(config, accelerator, folder, task, preemption)

@@ -1,4 +1,4 @@
-"""The training loop of both stages; the only user of Accelerator.
+"""The training loop of both stages.
 
 State is (weights, optimizer, step). Learning rate, data order and augmentation are functions of
 (seed, step), so a run continues exactly wherever it stopped, on any number of ranks.
@@ -7,7 +7,7 @@ State is (weights, optimizer, step). Learning rate, data order and augmentation 
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import time
 import warnings
 from itertools import islice
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from rmd_dist import dist
+from rmd_dist.accelerator import numerics_of
+from rmd_dist.batch_norm import convert_batch_norm
 from rmd_dist.checkpoint import Checkpoint, restore
 from rmd_dist.cli import flatten
 from rmd_dist.config import AnyConfig, ConfigError
@@ -27,42 +28,18 @@ from rmd_dist.faults import Stopped, writing
 from rmd_dist.files import save_tensors
 from rmd_dist.guard import Guard
 from rmd_dist.history import History
-from rmd_dist.launcher import from_main, refuse_separate_runs, set_torch_threads
+from rmd_dist.launcher import from_main
 from rmd_dist.monitor import Monitor
+from rmd_dist.numerics import compiled
+from rmd_dist.optim import build_optimizer, set_learning_rate
 from rmd_dist.preemption import Preemption
 from rmd_dist.resume import SELECTED_STEP, choose_checkpoint, roll_back
 from rmd_dist.run import RunFolder
 from rmd_dist.saver import Saver
 from rmd_dist.schedule import learning_rate
-from rmd_dist.tasks import StepOutput, Task
+from rmd_dist.tasks import Evaluation, StepOutput, Task
 
 ALWAYS_LOGGED_STEPS = 5  # K is chosen by the first gradient ratios
-
-
-def make_accelerator(precision: str = "launch", cpu: bool = False, threads: int = 0) -> Accelerator:
-    """The one Accelerator of a process, and on a CPU the number of torch's threads.
-
-    Raises ConfigError where ranks would not form one group. Without a GPU the ranks of `accelerate
-    launch` join one gloo group only if the script asks for it.
-    """
-    on_cpu = cpu or not torch.cuda.is_available()
-    mixed = {"launch": None, "fp64": "no"}.get(precision, precision)
-    if on_cpu and (mixed or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise ConfigError(
-            "fp16 runs on GPUs only (on a CPU it would silently be fp32); use --precision bf16 or no"
-        )
-    # Batch norm is global, so buffers agree on all ranks without being sent.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
-    refuse_separate_runs(accelerator.num_processes)
-    if accelerator.device.type == "cpu":
-        set_torch_threads(threads)
-    return accelerator
-
-
-def precision_of(config: AnyConfig, accelerator: Accelerator) -> str:
-    """What a run computes in: no (fp32), bf16, fp16 or fp64."""
-    return "fp64" if config.run.precision == "fp64" else accelerator.mixed_precision
 
 
 class Trainer:
@@ -78,17 +55,12 @@ class Trainer:
     ) -> None:
         self.preemption = preemption
         self.config, self.accelerator, self.folder, self.task = config, accelerator, folder, task
-        self.raw = dist.convert_batch_norm(task.module, accelerator.device)
+        self.raw = convert_batch_norm(task.module)
         self.raw.to(accelerator.device, task.dtype)
         if config.model.channels_last:
             self.raw.to(memory_format=torch.channels_last)
         optim = config.optim
-        raw_optimizer = torch.optim.SGD(
-            self.raw.parameters(),
-            lr=optim.lr or 0.0,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-        )
+        raw_optimizer = build_optimizer(self.raw, optim)
         self.loader = task.train_loader()
         self.steps_per_epoch = len(self.loader) // optim.accumulation
         if self.steps_per_epoch == 0:
@@ -101,14 +73,18 @@ class Trainer:
         scalars = checkpoint.scalars if checkpoint else {}
         if checkpoint:
             restore(checkpoint, self.raw, raw_optimizer)
-        module = torch.compile(self.raw) if config.model.compile else self.raw
+        # Compiled before it is wrapped: DDP then has the graph cut into its buckets, and the gradients of one
+        # travel while the next is computed.
+        module = compiled(self.raw, config.run.deterministic) if config.model.compile else self.raw
         with warnings.catch_warnings():
             # torch renames broadcast_buffers; accelerate knows the old name alone.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.module, self.optimizer = accelerator.prepare(module, raw_optimizer)
         if scalars.get("scaler") and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scalars["scaler"])
-        self.guard = Guard(config.run.on_nonfinite, self.raw, skipped=scalars.get("nonfinite_steps", 0))
+        skipped = scalars.get("nonfinite_steps", 0)
+        self.guard = Guard(config.run.on_nonfinite, self.raw, accelerator.device, skipped)
+        self.rank_sizes = dist.share_sizes(config.data.batch_size // optim.accumulation, dist.world_size())
         self.agreement = dist.Agreement()
         saving = config.checkpoint
         self.saver = Saver(
@@ -122,6 +98,7 @@ class Trainer:
         self._warned_in_epoch = -1
         self._logged: dict[str, float] = {}
         self._collapsed_in_a_row = 0
+        self._drawn_at = -math.inf
         self.history = History(folder.path / "metrics.jsonl", self.step, task.headline)
         self.monitor = Monitor(
             folder.path,
@@ -160,15 +137,14 @@ class Trainer:
             while self.step < min((epoch + 1) * self.steps_per_epoch, self.total_steps):
                 logging = self._logs_next_step()
                 micro_batches = [batch.to(self.accelerator.device) for batch in islice(batches, micro_steps)]
-                lr, output, norm = self.train_step(micro_batches, logging=logging)
+                lr, output = self.train_step(micro_batches, logging=logging)
                 self.step += 1
                 if logging:
-                    self.guard.check(self.step)
-                    values = {name: float(v) for name, v in output.values.items()}
+                    values = self._fetch(output.values)
                     rate = (
                         (self.step - clock_step) * self.config.data.batch_size / (time.perf_counter() - clock)
                     )
-                    self._log(values | {"lr": lr, "grad_norm": norm, "images_per_second": rate})
+                    self._log(values | {"lr": lr, "images_per_second": rate})
                     clock, clock_step = time.perf_counter(), self.step
                 if self.step == 1:
                     self.monitor.images(
@@ -181,37 +157,53 @@ class Trainer:
                 if self.step < self.total_steps and self._asked_to_stop():
                     self._stop()
 
-    def train_step(self, micro_batches: list[Batch], *, logging: bool) -> tuple[float, StepOutput, float]:
-        """One optimizer step over its micro-batches; returns (learning rate, last output, gradient norm)."""
-        optim = self.config.optim
-        lr = learning_rate(self.step, self.steps_per_epoch, optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def train_step(self, micro_batches: list[Batch], *, logging: bool) -> tuple[float, StepOutput]:
+        """One optimizer step over its micro-batches; returns (learning rate, mean output).
+
+        A GPU is waited for neither here nor in what this calls: what is logged stays there (`_fetch`).
+        """
+        lr = learning_rate(self.step, self.steps_per_epoch, self.config.optim)
+        set_learning_rate(self.optimizer, lr)
         outputs = []
         self.guard.begin()
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), dist.rows_known(self.rank_sizes):
                     output = self.task.step(self.module, batch, logging=logging)
-                self.accelerator.backward(output.loss / len(micro_batches))
+                self.accelerator.backward(self.guard.marked(output.loss) / len(micro_batches))
             outputs.append(output)
-        norm = self._clip(logging)
-        watched = None if self.accelerator.scaler is not None else norm  # a scaler expects overflows
-        if self.guard.accepts(self.step + 1, [output.loss for output in outputs], watched):
-            self.optimizer.step()
-        elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # or it would refuse the next step
+        output, norm = _mean_output(outputs), self._clip(logging)
+        scaled = self.accelerator.scaler is not None  # a scaler expects overflows, and leaves them out itself
+        left_out = self.guard.watch(self.step + 1, [o.loss for o in outputs], None if scaled else norm)
+        if left_out is not None and not scaled:
+            self.optimizer.optimizer.found_inf = left_out
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        return lr, _mean_output(outputs), float(norm) if logging and norm is not None else float("nan")
+        if norm is not None:
+            output.values["grad_norm"] = norm
+        return lr, output
 
     def _clip(self, logging: bool) -> Tensor | None:
         """Gradient norm where somebody wants it, clipped where the configuration says so."""
-        limit = self.config.optim.clip_norm
-        if limit is None and not logging and not self.guard.skips:
-            return None
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.module.parameters(), limit or float("inf"))
+        limit, norm = self.config.optim.clip_norm, None
+        if limit is not None:
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        elif logging or self.guard.skips:
+            self.accelerator.unscale_gradients()
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
         return norm
+
+    def _fetch(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Named scalars from the device, and the guard's verdict with them: one transfer, one wait."""
+        if (scaler := self.accelerator.scaler) is not None:
+            values = values | {"loss_scale": scaler._get_scale_async()}
+        scalars = torch.stack([value.detach().double() for value in values.values()])
+        numbers = torch.cat([scalars, self.guard.verdict()]).tolist()
+        found = dict(zip(values, numbers, strict=False))
+        self.guard.check(self.step, numbers[len(values) :], found.get("loss_scale"))
+        return found
 
     def _logs_next_step(self) -> bool:
         step = self.step + 1
@@ -287,18 +279,15 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
+        self.guard.check(self.step)  # a GPU's last steps have not been looked at
         try:
             evaluation = self.task.evaluate(self._between_batches)
         except _EvaluationAbandoned:
             self._stop()
             raise
         self.monitor.scalars(evaluation.scalars, self.step)
-        if evaluation.confusion is not None:
-            self.monitor.confusion("confusion/test", evaluation.confusion, self.task.classes, self.step)
-        for tag, matrix in evaluation.matrices.items():
-            self.monitor.heatmap(
-                tag, matrix, self.step, vmin=-1.0, vmax=1.0, title=f"{tag}, step {self.step}"
-            )
+        if from_main(self._pictures_due):
+            self._draw(evaluation)
         if self.history.add(self.step, evaluation.scalars) and dist.is_main():
             with writing(selected := self.folder.path / "selected.safetensors"):
                 save_tensors(selected, self.task.exported.state_dict())
@@ -310,6 +299,20 @@ class Trainer:
         if collapsed and self._collapsed_in_a_row >= 2:
             self.monitor.warning(collapsed)
         dist.barrier()
+
+    def _pictures_due(self) -> bool:
+        """They take a second of a CPU: rarer than evaluations may be, but also at the end."""
+        waited = time.monotonic() - self._drawn_at
+        return self.step >= self.total_steps or waited >= 60 * self.config.eval.pictures_every_minutes
+
+    def _draw(self, evaluation: Evaluation) -> None:
+        self._drawn_at = time.monotonic()
+        if evaluation.confusion is not None:
+            self.monitor.confusion("confusion/test", evaluation.confusion, self.task.classes, self.step)
+        for tag, matrix in self.task.matrices().items():
+            self.monitor.heatmap(
+                tag, matrix, self.step, vmin=-1.0, vmax=1.0, title=f"{tag}, step {self.step}"
+            )
 
     def _between_batches(self) -> None:
         """A stop does not wait for the end of an evaluation: the run continues by making it again."""
@@ -338,17 +341,17 @@ class Trainer:
         self.folder.finish(step=self.step, why=None, complete=complete, results=results, **about)
 
     def _announce(self) -> None:
-        world, precision = dist.world_size(), precision_of(self.config, self.accelerator)
+        world, numerics = dist.world_size(), numerics_of(self.config, self.accelerator)
         if dist.is_main():
             roll_back(self.folder, self.config.run.resume, self.step)
-            about = {"world_size": world, "precision": precision} | self.task.about()
+            about = {"world_size": world} | numerics | self.task.about()
             self.folder.begin(self.step, **about)
         self.monitor.hparams(flatten(self.config), {})
         state = f"continuing at step {self.step}" if self.step else "starting"
         self.monitor.info(
             f"{state}: {self.total_steps} steps, {self.steps_per_epoch} an epoch, batch "
             f"{self.config.data.batch_size} on {world} x {self.accelerator.device.type}, "
-            f"precision {precision}, into {self.folder.path}"
+            f"precision {numerics['precision']}, into {self.folder.path}"
         )
         if teacher := self.task.about().get("teacher"):
             self.monitor.info(f"teacher: {teacher}")

@@ -60,7 +60,7 @@ def test_ranks_that_are_not_in_one_group_are_refused(monkeypatch):
 def test_the_accelerator_asks(monkeypatch):
     from accelerate.state import AcceleratorState
 
-    from rmd_dist.trainer import make_accelerator
+    from rmd_dist.accelerator import make_accelerator
 
     AcceleratorState._reset_state(reset_partial_state=True)
     set_only(monkeypatch, MASTER_ADDR="127.0.0.1", ACCELERATE_MIXED_PRECISION="no")

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rmd_dist import start, trainer
+from rmd_dist import start
+from rmd_dist.accelerator import make_accelerator
 from rmd_dist.checkpoint import newest
 from rmd_dist.faults import Fault
 from rmd_dist.files import read_tensors
@@ -124,19 +125,43 @@ def test_all_ranks_stop_together_and_the_ruin_is_not_saved(ranks, tmp_path):
         assert all(t.isfinite().all() for t in read_tensors(path).values() if t.is_floating_point())
 
 
-def test_skipping_gets_along_with_a_gradient_scaler(spoiling, tmp_path, monkeypatch):
-    """fp16's scaler, on a CPU: a step that is left out must not block the next."""
-    make = trainer.make_accelerator
+@pytest.fixture
+def fp16_on_a_cpu(monkeypatch) -> None:
+    """The gradient scaler of fp16, on a CPU."""
 
     def scaled(*args: object) -> Accelerator:
-        accelerator = make(*args)
+        accelerator = make_accelerator(*args)
         accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=8.0), True
         accelerator.state._mixed_precision = "fp16"  # by which accelerate unscales gradients
         return accelerator
 
     monkeypatch.setattr(start, "make_accelerator", scaled)
+
+
+def test_skipping_gets_along_with_a_gradient_scaler(spoiling, tmp_path, fp16_on_a_cpu):
+    """A step that is left out must not block the next."""
     spoiling(nan_loss, 2)
     train_tiny("distill", words("distill", tmp_path, "--max-steps", "4", "--on-nonfinite", "skip", *EVERY))
     found = newest(run_folder(tmp_path) / "checkpoints", warn=pytest.fail)
     assert found is not None and (found.step, found.scalars["nonfinite_steps"]) == (4, 1)
     assert found.scalars["scaler"]["scale"] == 4.0  # halved once
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_gradients_that_overflow_for_ever_are_not_scaled_down_for_ever(
+    mode, tmp_path, fp16_on_a_cpu, monkeypatch
+):
+    """A scaler leaves such steps out by itself, with a loss that is finite, and nothing would be learned."""
+    step = DistillTask.step
+
+    def spoilt(self, module, batch, *, logging):
+        output = step(self, module, batch, logging=logging)
+        return StepOutput(nan_gradient(output.loss), output.values)
+
+    monkeypatch.setattr(DistillTask, "step", spoilt)
+    argv = words("distill", tmp_path, "--max-steps", "40", "--on-nonfinite", mode)
+    with pytest.raises(Fault, match=r"overflow in fp16 at every scale, at step 1\d at .*lower --lr"):
+        train_tiny("distill", argv)
+    lines = (run_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    scales = [json.loads(line)["train/loss_scale"] for line in lines if "loss_scale" in line]
+    assert scales[:3] == [4.0, 2.0, 1.0]

@@ -233,6 +233,30 @@ def test_a_refusal_lists_all_and_what_the_user_insists_on_is_kept_on_record(tmp_
     assert [r["changes"] for r in read_manifest(folder.path)["allowed"]][1:] == [["precision: no -> bf16"]]
 
 
+def test_a_job_that_was_aborted_leaves_failed_at_the_next_start(tmp_path, capsys):
+    """Neither NCCL's watchdog nor a SIGKILL lets Python say a word: the manifest still has it running."""
+    first = distill(tmp_path)
+    first.open()
+    first.begin(0)
+    first.close()  # as the kernel does with a process that is gone
+    second = distill(tmp_path)
+    second.open()
+    assert "the job before this one ended without a word: killed" in capsys.readouterr().out
+    manifest = read_manifest(second.path)
+    assert manifest["status"] == "failed" and "NCCL's watchdog" in manifest["why"]
+    second.begin(7)
+    manifest = read_manifest(second.path)
+    assert (manifest["status"], manifest["why"]) == ("running", None)
+    (failure,) = manifest["failures"]
+    assert failure["continued_at"] == 7 and failure["why"].startswith("ended without a word")
+    second.update(status="stopped")
+    second.close()
+    third = distill(tmp_path)
+    third.open()
+    third.begin(9)
+    assert len(read_manifest(third.path)["failures"]) == 1  # a stop is none
+
+
 def test_insisting_on_what_does_not_exist_is_refused(tmp_path):
     begun(tmp_path)
     with pytest.raises(ConfigError, match=r"resume_allow names lr; allowed: .*optim\.lr.*precision"):

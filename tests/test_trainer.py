@@ -8,6 +8,7 @@ import torch
 
 from rmd_dist.config import ConfigError
 from rmd_dist.faults import Fault
+from rmd_dist.monitor import Monitor
 from rmd_dist.run import RunFolder
 from tests.tiny import (
     final_tensors,
@@ -112,6 +113,19 @@ def test_a_run_leaves_its_records(tmp_path):
     assert (folder / "selected.safetensors").exists() and (folder / "config.yaml").exists()
 
 
+@pytest.mark.parametrize(("minutes", "drawn"), [("10", [10, 40]), ("0", [10, 20, 30, 40])])
+def test_pictures_are_rarer_than_evaluations(minutes, drawn, tmp_path, monkeypatch):
+    """At most every so many minutes, and at the end; figures are measured at every evaluation."""
+    seen: dict[str, list[int]] = {"heatmap": [], "confusion": []}
+    monkeypatch.setattr(Monitor, "heatmap", lambda *args, **_: seen["heatmap"].append(args[3]))
+    monkeypatch.setattr(Monitor, "confusion", lambda *args: seen["confusion"].append(args[4]))
+    more = ["--eval.every_epochs", "1", "--eval.pictures_every_minutes", minutes]
+    train_tiny("distill", words("distill", tmp_path, *more))
+    assert seen == {"heatmap": [step for step in drawn for _ in range(3)], "confusion": drawn}
+    lines = (tmp_path / "distill/tiny/metrics.jsonl").read_text().splitlines()
+    assert [r["step"] for r in map(json.loads, lines) if "test/accuracy" in r] == [10, 20, 30, 40]
+
+
 def test_a_finished_student_opens_with_timm(tmp_path):
     import timm
 
@@ -183,7 +197,7 @@ def test_without_a_teacher_the_remedies_are_named(tmp_path):
 
 def test_accumulated_micro_steps_average_their_gradients(tmp_path):
     """One step of 48 in 2 micro-steps = SGD on the mean of the gradients of two batches of 24."""
-    from rmd_dist import dist
+    from rmd_dist.batch_norm import convert_batch_norm
     from rmd_dist.cli import parse
     from rmd_dist.config import DistillConfig
     from rmd_dist.tasks import DistillTask, Place
@@ -193,7 +207,7 @@ def test_accumulated_micro_steps_average_their_gradients(tmp_path):
     found = final_tensors("distill", tmp_path)
     torch.manual_seed(0)
     task = DistillTask(parse(DistillConfig, argv), Place(), "random")
-    dist.convert_batch_norm(task.module, "cpu")
+    convert_batch_norm(task.module)
     task.module.to(memory_format=torch.channels_last)
     with task.train_loader() as loader:
         batches = loader.epoch(0)

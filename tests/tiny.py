@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rmd_dist.trainer import Trainer
 
 COMMON = (
     "--dataset digits --loader memory --model resnet18_cifar_w16 --cpu true --batch-size 48 --workers 1 "
@@ -23,21 +28,32 @@ def words(stage: str, runs: Path, *more: str) -> list[str]:
     return [*COMMON, *STAGES[stage], "--runs", str(runs), "--name", "tiny", *more]
 
 
-def train_tiny(stage: str, arguments: list[str]) -> dict[str, Any]:
-    """Run one stage in this process (or on this rank); returns its results."""
-    import torch
+def _parsed(stage: str, arguments: list[str]) -> Any:
+    """A run's configuration; and accelerate forgets the run before, whose precision may have been another."""
     from accelerate.state import AcceleratorState, GradientState
 
     from rmd_dist.cli import parse
     from rmd_dist.config import DistillConfig, PretrainConfig
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return parse(PretrainConfig, arguments) if stage == "pretrain" else parse(DistillConfig, arguments)
+
+
+def train_tiny(stage: str, arguments: list[str]) -> dict[str, Any]:
+    """Run one stage in this process (or on this rank); returns its results."""
     from rmd_dist.start import train
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ from the test before
-    GradientState._reset_state()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if stage == "pretrain":
-        return train(parse(PretrainConfig, arguments))
-    return train(parse(DistillConfig, arguments))
+    return train(_parsed(stage, arguments))
+
+
+@contextlib.contextmanager
+def trainer_of(stage: str, arguments: list[str]) -> Iterator[Trainer]:
+    """The trainer of a run, before its first step."""
+    from rmd_dist.start import opened_trainer
+
+    with opened_trainer(_parsed(stage, arguments)) as trainer:
+        yield trainer
 
 
 def final_tensors(stage: str, runs: Path) -> dict[str, Tensor]:

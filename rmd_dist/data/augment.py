@@ -202,11 +202,14 @@ def sample_views(
 class Augmenter:
     """Renders batches of S x S images on `workers` threads, the calling one included.
 
-    `config` decides what a sample becomes: ViewConfig two views, CropFlipConfig one, None itself.
+    `config` decides what a sample becomes: ViewConfig two views, CropFlipConfig one, None itself. `pinned`:
+    into page-locked memory, from which copies to a GPU do not wait.
     Raises ConfigError for settings out of range. Any number of threads may call `render` at once.
     """
 
-    def __init__(self, config: AugmentConfig, *, size: int, seed: int, workers: int = 1) -> None:
+    def __init__(
+        self, config: AugmentConfig, *, size: int, seed: int, workers: int = 1, pinned: bool = False
+    ) -> None:
         self.views = 2 if isinstance(config, ViewConfig) else 1
         self.size = size
         self._seed = seed
@@ -220,7 +223,7 @@ class Augmenter:
         self._workers = workers
         self._least = 16 if self.views == 2 else 256  # images that are worth handing to another thread
         self._pool = ThreadPoolExecutor(workers - 1, "rmd-augment") if workers > 1 else None
-        self._pinned = torch.cuda.is_available()
+        self._pinned = pinned
 
     def render(self, data: Bytes, pointers: Ints, samples: Ints, epoch: int) -> Tensor:
         """Views of the images that lie at `pointers` in `data`, uint8 (views, b, S, S, 3), the caller's own.

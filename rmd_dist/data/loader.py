@@ -151,8 +151,8 @@ class MemorySource:
 class Loader:
     """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
 
-    def __init__(self, order: Order, source: Source, augmenter: Augmenter) -> None:
-        self._order, self._source, self._augmenter = order, source, augmenter
+    def __init__(self, order: Order, source: Source, augmenter: Augmenter, pinned: bool) -> None:
+        self._order, self._source, self._augmenter, self._pinned = order, source, augmenter, pinned
         self._readers: set[Reader] = set()
         self._closed = False
 
@@ -182,7 +182,7 @@ class Loader:
         self._readers.add(reader)
         try:
             for pixels, index in consume(reader):
-                yield Batch(pixels.unbind(0), index)
+                yield Batch(pixels.unbind(0), index.pin_memory() if self._pinned else index)
         finally:
             self._readers.discard(reader)
 
@@ -216,13 +216,15 @@ def build_loader(
     world_size: int = 1,
     workers: int = 1,
     batches_ahead: int = 3,
+    pinned: bool = False,
 ) -> Loader:
     """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
 
     shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
     shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
-    rank's, and ranks may differ by one batch. `workers` are this rank's threads. Memory: batches_ahead + 2
-    batches. Raises ConfigError for values that cannot work, ValueError for indices out of range.
+    rank's, and ranks may differ by one batch. `workers` are this rank's threads. `pinned`: batches in
+    page-locked memory, for a CUDA device. Memory: batches_ahead + 2 batches. Raises ConfigError for values
+    that cannot work, ValueError for indices out of range.
     """
     count = len(dataset.labels)
     chosen = np.arange(count) if indices is None else np.ascontiguousarray(indices, dtype=np.int64)
@@ -241,8 +243,10 @@ def build_loader(
             f"batch_size is {batch_size}, but there are {len(chosen)} samples; choose a smaller batch_size"
         )
     order = Order(chosen, batch_size, seed, shuffle, rank, world_size)
-    augmenter = Augmenter(augment, size=dataset.info.image_size, seed=seed, workers=workers)
-    return Loader(order, _open(dataset, kind, augmenter, order.rank_batch, batches_ahead), augmenter)
+    size = dataset.info.image_size
+    augmenter = Augmenter(augment, size=size, seed=seed, workers=workers, pinned=pinned)
+    source = _open(dataset, kind, augmenter, order.rank_batch, batches_ahead)
+    return Loader(order, source, augmenter, pinned)
 
 
 def _open(dataset: Dataset, kind: str, augmenter: Augmenter, batch_size: int, ahead: int) -> Source:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rmd_dist.config import ConfigError
 
@@ -166,7 +167,8 @@ class ClassificationLoss(nn.Module):
         """Losses (B,) in fp32 (fp64 for fp64 logits), under any autocast."""
         with torch.autocast(logits.device.type, enabled=False):
             log_p = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-            log_py = log_p.gather(1, targets[:, None]).squeeze(1)
+            # Not by gather, whose gradient is a sort where equal bits are asked for on CUDA.
+            log_py = -F.nll_loss(log_p, targets, reduction="none")
             return LOSSES[self.name].per_sample(log_p, log_py, **self.options)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

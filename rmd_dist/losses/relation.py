@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from rmd_dist import dist
 from rmd_dist.config import ConfigError
 from rmd_dist.losses.relation_forms import FORMS, NodeTarget, Weights, cheaper, z_scores
+from rmd_dist.numerics import full_precision
 
 
 class RelationTerms(NamedTuple):
@@ -37,7 +38,7 @@ class RelationMatrices(NamedTuple):
 
 def relation_matrices(student: Tensor, teacher: Tensor) -> RelationMatrices:
     """Pearson correlations between the rows of features (B, D), of this rank's samples only: to look at."""
-    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+    with torch.no_grad(), full_precision(student.device):
         s, t = (z_scores(f)[0].div_(f.shape[1] ** 0.5).float() for f in (student, teacher))
         return RelationMatrices(t @ t.T, s @ s.T, t @ s.T)
 
@@ -70,7 +71,7 @@ class _Relation(torch.autograd.Function):
         if ctx.gradient is None:
             return made * grads[0], None, None, None, None
         gradient, inverse = ctx.gradient
-        with torch.autocast(made.device.type, enabled=False):
+        with full_precision(made.device):
             return gradient(inverse * grads[0]), None, None, None, None
 
 
@@ -79,8 +80,8 @@ class RelationLoss(nn.Module):
 
     T and S are the standardised rows of teacher and student over ALL ranks, so that T S^T holds Pearson
     correlations. Every rank sees the global value; gradients follow the convention of rmd_dist.dist. A
-    constant row counts as a zero row and gets no gradient. Computed in fp32 under any autocast; where
-    TF32 products are switched on in torch, they apply here too.
+    constant row counts as a zero row and gets no gradient. Computed in fp32 proper, whatever autocast and
+    TensorFloat-32 are set to.
 
     Args:
         node_weight, edge_weight: weights of the two terms, at least 0.
@@ -135,8 +136,7 @@ class RelationLoss(nn.Module):
         Args:
             student: this rank's features (b, D).
             teacher: the same samples' (b, D); gets no gradient. With node_weight 0 its width may differ.
-            sizes: b of every rank, where the caller knows (dist.share_sizes); unset, ranks exchange them,
-                which on CUDA waits for the device.
+            sizes: b of every rank, where the caller knows; unset, those of dist.row_counts.
 
         Raises:
             ConfigError: for node matching between features of different width.
@@ -154,7 +154,7 @@ class RelationLoss(nn.Module):
         if sum(sizes) == 0:
             raise ValueError("a relation graph needs at least one sample over all ranks")
         need = student.requires_grad and torch.is_grad_enabled()
-        with torch.autocast(student.device.type, enabled=False):
+        with full_precision(student.device):
             if student.dtype != torch.float64:
                 student, teacher = student.float(), teacher.float()
             loss, node, edge = _Relation.apply(student, teacher.to(student.dtype), sizes, need, self)

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 
 from rmd_dist import dist
 
-_BLOCK_NUMEL = 2**21
-"""Numbers in the largest temporary matrix: a block of rows of B x B, or of features (8 MiB in fp32)."""
+BLOCK_NUMEL = {"cpu": 2**21, "cuda": 2**26}
+"""Numbers in the largest temporary matrix: 8 MiB in fp32, which a CPU's cache holds; 256 MiB, so that a GPU
+does not wait for the launches of many small ones."""
 
 _CONSTANT = 1e-6
 """A row whose standard deviation is below so many times its mean is constant: the rest is rounding."""
@@ -83,6 +84,11 @@ class Aligned(NamedTuple):
             grad[:, :width], self.features, [width], self.mean, self.rstd, None, None, wanted
         )[0]
         return out
+
+
+def block_numel(device: torch.device) -> int:
+    """Numbers in the largest temporary matrix on a device: a block of rows of B x B, or of features."""
+    return BLOCK_NUMEL.get(device.type, BLOCK_NUMEL["cpu"])
 
 
 def z_scores(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +158,7 @@ def rows_form(
     root, scale = (weights.diag / weights.off) ** 0.5, weights.off / student.shape[1] ** 2
     squares = s.new_zeros(2, dtype=torch.float64)
     by_node, by_edge = weights.node * scale, 2 * weights.edge * scale  # d sqrt(x) = dx / (2 sqrt(x))
-    step = max(64, _BLOCK_NUMEL // max(batch, 1))
+    step = max(64, block_numel(s.device) // max(batch, 1))
     one_block = 0 < len(s) <= step
     parts = s.new_empty(2, *s.shape) if need and not one_block else None
     for block in (slice(first, min(first + step, len(s))) for first in range(0, len(s), step)):
@@ -213,7 +219,7 @@ def gram_form(
     """
     width, identity = max(student.shape[1], teacher.shape[1]), target == "identity"
     target_diag = float(student.shape[1]) if identity else 0.0
-    step = max(64, _BLOCK_NUMEL // 16 // width)  # a dozen temporaries of a block, some of them in fp64
+    step = max(64, block_numel(student.device) // 16 // width)  # a dozen temporaries, some of them in fp64
     blocks = list(zip(torch.split(student, step), torch.split(teacher, step), strict=True))
 
     def prepared(student: Tensor, teacher: Tensor) -> tuple[Aligned, Tensor, Tensor]:

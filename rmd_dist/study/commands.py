@@ -181,10 +181,17 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
     threads = args.threads or (max(1, len(os.sched_getaffinity(0)) // ranks) if ranks > 1 else 0)
     base = Topology(args.processes, args.launch_config, threads)
     devices = _gpus() if args.workers > 1 and not args.cpu else []
-    if len(devices) < ranks:
+    if not devices:
         return [base] * args.workers
-    shares = [devices[i : i + processes] for i in range(0, ranks, processes)]
-    return [replace(base, devices=",".join(share)) for share in shares]
+    if processes > len(devices):
+        raise ConfigError(
+            f"a cell of {processes} processes needs as many GPUs, and {len(devices)} can be seen; "
+            "give fewer --processes, or --cpu"
+        )
+    # Each worker's cells have GPUs of their own; where these run out, workers share them evenly.
+    starts = range(0, len(devices) - processes + 1, processes)
+    shares = [",".join(devices[first : first + processes]) for first in starts]
+    return [replace(base, devices=shares[worker % len(shares)]) for worker in range(args.workers)]
 
 
 def _processes_in(path: Path) -> int:
@@ -197,11 +204,11 @@ def _processes_in(path: Path) -> int:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
 
 
 def say(line: str) -> None:

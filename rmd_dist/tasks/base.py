@@ -31,6 +31,8 @@ class Place:
     rank: int = 0
     world_size: int = 1
     workers: int = 1
+    autocast: torch.dtype | None = None
+    """What mixed precision casts to; None: nothing is cast."""
 
 
 @dataclass
@@ -53,9 +55,6 @@ class Evaluation:
 
     confusion: npt.NDArray[np.int64] | None = None
     """Counts (C, C), rows true."""
-
-    matrices: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """Tag -> matrix to be drawn as a heat map, values in [-1, 1]."""
 
 
 @dataclass
@@ -117,6 +116,10 @@ class Task(ABC):
         Every rank calls `between`, a collective, after every batch; what it raises ends the evaluation.
         """
 
+    def matrices(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Tag -> matrix to be drawn as a heat map, values in [-1, 1]. Collective."""
+        return {}
+
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the finished model for use by others (rank 0)."""
@@ -146,6 +149,11 @@ class Task(ABC):
         """The augmented images of a batch."""
         return Pictures([view.cpu().numpy() for view in batch.views])
 
+    def _autocast(self) -> torch.autocast:
+        """Mixed precision for what is computed outside a training step: models compute as they train."""
+        place = self.place
+        return torch.autocast(place.device.type, place.autocast, enabled=place.autocast is not None)
+
     def _augmented(self, indices: Indices, augment: ViewConfig | CropFlipConfig) -> Loader:
         config = self.config
         return build_loader(
@@ -158,6 +166,7 @@ class Task(ABC):
             rank=self.place.rank,
             world_size=self.place.world_size,
             workers=self.place.workers,
+            pinned=self.place.device.type == "cuda",
         )
 
     def _in_order(self, dataset: Dataset, indices: Indices) -> Loader:
@@ -173,4 +182,5 @@ class Task(ABC):
             rank=self.place.rank,
             world_size=self.place.world_size,
             workers=self.place.workers,
+            pinned=self.place.device.type == "cuda",
         )

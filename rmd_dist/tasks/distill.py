@@ -22,6 +22,7 @@ from rmd_dist.evaluate import classification, extract_features, go_on, memorisat
 from rmd_dist.losses import RelationLoss, build_loss, feature_spread
 from rmd_dist.losses.relation import relation_matrices
 from rmd_dist.models.export import create, export, load
+from rmd_dist.numerics import cast_weights
 from rmd_dist.tasks.base import Evaluation, Place, StepOutput, Task
 
 GRAPH_SAMPLES = 64  # test images whose relation matrices are drawn
@@ -80,8 +81,6 @@ class DistillTask(Task):
         self.relation = RelationLoss(
             graph.node_weight, graph.edge_weight, graph.form, graph.reference_batch, graph.node_target
         )
-        micro_batch = config.data.batch_size // config.optim.accumulation
-        self.rank_sizes = dist.share_sizes(micro_batch, place.world_size)
         self.teacher_about: dict[str, Any] = {}
         self.teacher = self._load_teacher(teacher) if teacher is not None else None
 
@@ -121,6 +120,7 @@ class DistillTask(Task):
         if config.model.channels_last:
             encoder = encoder.to(memory_format=torch.channels_last)
         frozen: nn.Module = encoder.to(self.place.device, self.dtype).eval().requires_grad_(False)
+        cast_weights(frozen, self.place.autocast)
         return frozen
 
     def train_loader(self) -> Loader:
@@ -132,14 +132,12 @@ class DistillTask(Task):
         task_loss = dist.global_mean(self.loss.per_sample(logits, y))
         spread = {}
         if logging:
-            spread["feature_spread"] = feature_spread(
-                dist.all_gather_rows(features.detach(), self.rank_sizes)
-            )
+            spread["feature_spread"] = feature_spread(dist.all_gather_rows(features.detach()))
         if self.teacher is None or self.config.K == 0:
             return StepOutput(task_loss, {"loss": task_loss.detach()} | spread)
         with torch.no_grad():
             teacher_features = self.teacher(x)
-        graph = self.relation(features, teacher_features, self.rank_sizes)
+        graph = self.relation(features, teacher_features)
         loss = task_loss + self.config.K * graph.loss
         values = {"loss": loss, "loss_task": task_loss, "loss_graph": graph.loss} | spread
         values |= {"loss_node": graph.node, "loss_edge": graph.edge}
@@ -182,25 +180,25 @@ class DistillTask(Task):
             predicted = self._predict(self.train_set, self.validation_indices, between)
             hits = predicted == self.noisy.labels[self.validation_indices]
             scalars["validation/accuracy_noisy"] = float(hits.mean())
-        return Evaluation(scalars, report.confusion, self._relation_matrices())
+        return Evaluation(scalars, report.confusion)
 
     def _predict(
         self, dataset: Dataset, indices: Indices, between: Callable[[], None]
     ) -> npt.NDArray[np.int64]:
-        with self._in_order(dataset, indices) as loader:
+        with self._in_order(dataset, indices) as loader, self._autocast():
             _, classes = predict_labels(
                 self.student, loader, self.normalize, self.place.device, indices, between
             )
         return classes.numpy()
 
-    def _relation_matrices(self) -> dict[str, npt.NDArray[np.float32]]:
-        """E_t, E_s and N of some test images, ordered by class so that blocks show (only to be looked at)."""
+    def matrices(self) -> dict[str, npt.NDArray[np.float32]]:
+        """E_t, E_s and N of some test images, ordered by class so that blocks show."""
         if self.teacher is None:
             return {}
         chosen = self.test_indices[:GRAPH_SAMPLES]
         features = []
         for encoder in (Encoder(self.student), self.teacher):
-            with self._in_order(self.test_set, chosen) as loader:
+            with self._in_order(self.test_set, chosen) as loader, self._autocast():
                 found, index = extract_features(encoder, loader, self.normalize, self.place.device, chosen)
             by_class = np.argsort(self.test_set.labels[index.numpy()], kind="stable")
             features.append(found[by_class])

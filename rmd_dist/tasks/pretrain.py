@@ -80,7 +80,7 @@ class PretrainTask(Task):
         self, dataset: Dataset, indices: Indices, between: Callable[[], None]
     ) -> tuple[Tensor, Indices]:
         """(features (N, D), clean labels (N,)); the labels serve the report alone."""
-        with self._in_order(dataset, indices) as loader:
+        with self._in_order(dataset, indices) as loader, self._autocast():
             features, index = extract_features(
                 self.encoder, loader, self.normalize, self.place.device, indices, between
             )

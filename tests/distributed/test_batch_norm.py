@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmd_dist import dist
+from rmd_dist.batch_norm import GlobalBatchNorm1d, convert_batch_norm
 
 SHAPES = {"map": (3, 5, 4), "vector": (6,), "sequence": (3, 5)}
 
@@ -41,14 +45,14 @@ def _run(
     momentum: float | None,
     dtype: torch.dtype,
     channels_last: bool,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
-    layer = dist.convert_batch_norm(
-        _layer(shape, affine, momentum).to(dtype if dtype == torch.float64 else torch.float32)
-    )
+    layer = convert_batch_norm(_layer(shape, affine, momentum))
+    layer.to(device, dtype if dtype == torch.float64 else torch.float32)
     start = sum(sizes[: dist.rank()])
     own = slice(start, start + sizes[dist.rank()])
     for step in (1, 0):  # the running statistics see two batches
-        x, dy = (t[own].to(dtype) * (1 + step) for t in _data(sum(sizes), shape))
+        x, dy = (t[own].to(device, dtype) * (1 + step) for t in _data(sum(sizes), shape))
         if channels_last:
             x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))
         layer.zero_grad()
@@ -61,7 +65,7 @@ def _run(
     out = {"y": y.detach(), "dx": x.grad, "eval": layer(x).detach(), **layer.state_dict()}
     if affine:
         out |= {"dweight": layer.weight.grad, "dbias": layer.bias.grad}
-    return out
+    return {name: value.cpu() for name, value in out.items()}
 
 
 def _check(answers: list[dict[str, Tensor]], expected: dict[str, Tensor], rtol: float) -> None:
@@ -108,7 +112,7 @@ def test_channels_last_and_half_precision(ranks, dtype):
 
 def _two_layers_in_autocast() -> tuple[str, float]:
     torch.manual_seed(dist.rank())
-    net = dist.convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    net = convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = net(torch.randn(4, 3, 2, 2) * 3 + dist.rank() * 10)
         F.relu(y).sum().backward()
@@ -122,7 +126,7 @@ def test_under_autocast(ranks):
 
 
 def _one_value() -> str:
-    layer = dist.GlobalBatchNorm1d(2)
+    layer = GlobalBatchNorm1d(2)
     try:
         layer(torch.zeros(1 - dist.rank(), 2))
     except ValueError as error:
@@ -132,3 +136,38 @@ def _one_value() -> str:
 
 def test_a_single_value_is_refused(ranks):
     assert all("more than 1 value" in message for message in ranks(2).run(_one_value))
+
+
+def _nothing_is_asked(obj: object) -> list[object]:
+    raise AssertionError(f"a message was sent for what is known: {obj}")
+
+
+def _known_sizes(sizes: list[int], fused: bool, known: bool) -> tuple[Tensor, Tensor]:
+    """Output and input gradient of one layer, with the ranks' sizes known beforehand or not."""
+    torch.manual_seed(0)
+    layer = convert_batch_norm(BatchNormAct2d(3) if fused else nn.BatchNorm2d(3)).double()
+    start = sum(sizes[: dist.rank()])
+    x, dy = (t[start : start + sizes[dist.rank()]] for t in _data(sum(sizes), (3, 5, 4)))
+    x = x.requires_grad_()
+    asking = dist.all_gather_object
+    try:
+        with dist.rows_known(sizes) if known else contextlib.nullcontext():
+            if known and all(sizes):
+                dist.all_gather_object = _nothing_is_asked
+            y = layer(x)
+    finally:
+        dist.all_gather_object = asking
+    y.backward(dy)
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("sizes", [[3, 2], [4, 0]])
+def test_what_the_host_knows_is_not_asked_for(ranks, sizes, fused):
+    """And timm's batch norm with an activation has its ReLU on ranks too."""
+    (whole,) = ranks(1).run(_known_sizes, [sum(sizes)], fused, False)
+    for known in (False, True):
+        parts = ranks(2).run(_known_sizes, sizes, fused, known)
+        for expected, found in zip(whole, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(torch.cat(found), expected, rtol=1e-10, atol=1e-10)
+    assert (whole[0] >= 0).all() == fused

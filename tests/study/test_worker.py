@@ -196,6 +196,31 @@ def test_a_cell_is_told_where_its_run_its_data_and_its_teacher_are(tmp_path):
     assert cell.config.run.name is None  # the plan's own stays as it was
 
 
+@pytest.mark.parametrize(
+    ("gpus", "words", "expected"),
+    [
+        ("", "--workers 3", [None] * 3),
+        ("0,1,2,3", "--workers 2", ["0", "1"]),
+        ("0,1", "--workers 5", ["0", "1", "0", "1", "0"]),
+        ("4,5,7", "--workers 4 --processes 2", ["4,5"] * 4),
+        ("0,1,2,3", "--workers 3 --processes 2", ["0,1", "2,3", "0,1"]),
+        ("0", "--workers 2", ["0", "0"]),
+        ("0,1", "--workers 2 --cpu", [None] * 2),
+    ],
+)
+def test_workers_spread_over_the_gpus_there_are(gpus, words, expected, monkeypatch):
+    monkeypatch.setattr(commands, "_gpus", lambda: gpus.split(",") if gpus else [])
+    args = arguments().parse_args(["some.yaml", *words.split()])
+    assert [topology.devices for topology in commands._topologies(args)] == expected
+
+
+def test_a_cell_of_more_processes_than_gpus_is_refused(monkeypatch):
+    monkeypatch.setattr(commands, "_gpus", lambda: ["0"])
+    args = arguments().parse_args("some.yaml --workers 2 --processes 2".split())
+    with pytest.raises(ConfigError, match=r"2 processes needs as many GPUs, and 1 can be seen; .*--cpu"):
+        commands._topologies(args)
+
+
 def test_durations_are_readable():
     assert [duration(s) for s in (4, 240, 9000)] == ["4 s", "4 min", "2.5 h"]
 

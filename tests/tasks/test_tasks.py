@@ -159,7 +159,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     # Edges alone do not need equal widths.
     task = distill_task(tmp_path, "--graph.node_weight", "0", teacher=wide)
     train(task, 1)
-    assert task.evaluate().matrices == {}
+    assert task.matrices() == {}
 
 
 def test_a_student_cannot_start_as_a_teacher_of_another_width(tmp_path):
@@ -211,6 +211,43 @@ def test_the_measures_are_of_the_samples_and_labels_they_name(tmp_path):
     predicted, wrong = predictions(task.train_set, probed), task.noisy.flipped[probed]
     memorised = (predicted == task.noisy.labels[probed])[wrong].mean()
     assert evaluation.scalars["memorisation/wrong_memorised"] == pytest.approx(memorised)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_models_are_measured_in_the_precision_they_train_in(dtype, tmp_path):
+    """Also the teacher, whose weights are cast once; kNN itself stays in fp32."""
+    torch.manual_seed(0)
+    config = parse(DistillConfig, words("distill", tmp_path))
+    task = DistillTask(config, Place(autocast=dtype), encoder_in(tmp_path / "encoder"))
+    assert task.teacher is not None and task.teacher.conv1.weight.dtype == (dtype or torch.float32)
+    seen = set()
+    for encoder in (task.student, task.teacher):
+        encoder.layer1.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    task.evaluate()
+    assert set(task.matrices()) == {"graph/teacher", "graph/student", "graph/node"}
+    assert seen == {dtype or torch.float32}
+    pretraining = PretrainTask(parse(PretrainConfig, words("pretrain", tmp_path)), Place(autocast=dtype))
+    pretraining.encoder.layer1.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    with monkeypatched_knn() as banks:
+        pretraining.evaluate()
+    assert seen == {dtype or torch.float32} and [bank.dtype for bank in banks] == [torch.float32]
+
+
+@contextlib.contextmanager
+def monkeypatched_knn() -> Iterator[list[Tensor]]:
+    """The banks of features that kNN is called with."""
+    from rmd_dist.tasks import pretrain
+
+    banks, knn = [], pretrain.knn_accuracy
+
+    def spy(bank: Tensor, *args: object) -> float:
+        assert not torch.is_autocast_enabled("cpu")
+        banks.append(bank)
+        return knn(bank, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "knn_accuracy", spy)
+        yield banks
 
 
 def test_a_collapse_is_warned_of(tmp_path):
