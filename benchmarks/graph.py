@@ -1,6 +1,7 @@
 """Cost and exactness of the relation graph's forms, beside whole matrices and autograd.
 
     python benchmarks/graph.py [--worlds 1 2] [--batches 64 256 ...] [--width 512] [--out FILE.json]
+    python benchmarks/graph.py --device cuda --no-errors                # one GPU: time and memory
     python benchmarks/graph.py --cost [--worlds 8 64 1024] [--batches ...]      # the cost model alone
 
 `naive` is what is usually written: gather the features of all ranks with their gradient, standardise, make
@@ -9,7 +10,8 @@ a star marks the one that `auto` takes. All compute the paper's loss (raw norms)
 and its gradient with respect to the student's features; the cores are shared among the ranks.
 
 seconds median of forward + backward, the forms taking turns in the same processes
-MiB     peak resident memory above what stood before, inputs included in the latter; greatest of the ranks
+MiB     peak memory above what stood before, inputs included in the latter: resident, greatest of the ranks;
+        on CUDA that of torch's allocator
 MB sent what a rank sends in a ring: (W - 1) / W of what a gather makes, twice that of what a reduction sums
 errors  relative to float64, of the value and of the gradient (of its norm), for features of nothing in
         common (apart), of a network's kind (related), and for a student that is its teacher + 1e-4 (near);
@@ -20,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import statistics
@@ -34,16 +35,17 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from on_device import peak_mib, seconds
 from torch import Tensor
 
 from rmd_dist import dist
 from rmd_dist.losses import RelationLoss
-from rmd_dist.losses.relation_forms import cheaper
+from rmd_dist.losses.relation_forms import BLOCK_NUMEL, cheaper
 
 NODE_WEIGHT, EDGE_WEIGHT = 0.8, 0.35
 KINDS = ("apart", "related", "near")
 NAIVE_MOST = 16384
-ROWS_MOST = 16384
+ROWS_MOST = {"cpu": 16384, "cuda": 65536}
 REFERENCE_MOST = 4096
 """Up to so many nodes float64 is that of autograd over blocks of rows, above it that of the gram form."""
 
@@ -73,7 +75,7 @@ def naive(student: Tensor, teacher: Tensor) -> Tensor:
 
         student, teacher = (torch.cat(list(all_gather(x))) for x in (student, teacher))
     s, t = standardized(student), standardized(teacher)
-    node = (t @ s.T - torch.eye(len(s))).norm()
+    node = (t @ s.T - torch.eye(len(s), device=s.device)).norm()
     edge = (t @ t.T - s @ s.T).norm()
     return NODE_WEIGHT * node + EDGE_WEIGHT * edge
 
@@ -85,24 +87,24 @@ def closed(form: str, batch: int) -> Loss:
     return lambda student, teacher: module(student, teacher, sizes).loss
 
 
-def forms_for(batch: int) -> dict[str, Loss]:
+def forms_for(batch: int, device: torch.device) -> dict[str, Loss]:
     """What is measured at this batch."""
     forms: dict[str, Loss] = {}
     if batch <= NAIVE_MOST // dist.world_size():
         forms["naive"] = naive  # on two ranks each holds all of the matrices: twice the memory
-    if batch <= ROWS_MOST:
+    if batch <= ROWS_MOST[device.type]:
         forms["rows"] = closed("rows", batch)
     forms["gram"] = closed("gram", batch)
     return forms
 
 
-def run(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+def run(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Value, and the gradient of this rank's student features."""
     student = student.detach().requires_grad_()
     value = loss(student, teacher)
     value.backward()
     assert student.grad is not None
-    return value.item(), student.grad
+    return value.detach(), student.grad
 
 
 def exact(student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
@@ -135,7 +137,7 @@ def reference(batch: int, width: int, kind: str) -> tuple[float, Tensor]:
         return exact(student, teacher)
     own = dist.share(batch, dist.rank(), dist.world_size())
     value, gradient = run(closed("gram", batch), student[own].double(), teacher[own].double())
-    return value, dist.all_gather_rows(gradient / dist.world_size())
+    return value.item(), dist.all_gather_rows(gradient / dist.world_size())
 
 
 def cost(form: str, batch: int, width: int, world: int) -> tuple[float, float]:
@@ -173,54 +175,33 @@ def counted_bytes() -> Iterator[dict[str, float]]:
             setattr(c10d, name, original)
 
 
-def resident(key: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
-def peak_memory(call: Callable[[], Any]) -> float:
-    """MiB by which a call raises the resident memory at its worst."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory would be used again, and count for nothing
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    call()
-    return max(0.0, resident("VmHWM") - before)
-
-
 def greatest(value: float) -> float:
     """Over ranks."""
     return max(dist.all_gather_object(value))
 
 
-def measure(batch: int, width: int, seconds: float) -> dict[str, dict[str, float]]:
+def measure(batch: int, width: int, limit: float, device: torch.device) -> dict[str, dict[str, float]]:
     """Form -> figures, of one batch size in the present world."""
     own = dist.share(batch, dist.rank(), dist.world_size())
-    forms = forms_for(batch)
+    forms = forms_for(batch, device)
     found: dict[str, dict[str, float]] = {name: {} for name in forms}
-    small = [x[: 64 // dist.world_size()] for x in features(64, width, "related")]
-    student, teacher = (x[own].clone() for x in features(batch, width, "related"))
-    for loss in forms_for(64).values():
+    small = [x[: 64 // dist.world_size()].to(device) for x in features(64, width, "related")]
+    student, teacher = (x[own].clone().to(device) for x in features(batch, width, "related"))
+    for loss in forms_for(64, device).values():
         run(loss, *small)  # imports, thread pools and connections are not the form's
     for name, loss in forms.items():
         dist.barrier()
         with counted_bytes() as count:
-            found[name]["memory_mib"] = greatest(peak_memory(partial(run, loss, student, teacher)))
+            found[name]["memory_mib"] = greatest(peak_mib(device, partial(run, loss, student, teacher)))
         if name != "naive":  # its backward pass sends from inside of torch
             found[name]["bytes"] = count["sent"]
     times: dict[str, list[float]] = {name: [] for name in forms}
-    deadline, rounds = time.perf_counter() + seconds, 0
+    deadline, rounds = time.perf_counter() + limit, 0
     while rounds < 2 or dist.broadcast_object(time.perf_counter() < deadline):
         rounds += 1
         for name, loss in forms.items():
-            repeats = max(1, 1024 // batch)
             dist.barrier()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                run(loss, student, teacher)
-            times[name].append((time.perf_counter() - start) / repeats)
+            times[name].append(seconds(device, partial(run, loss, student, teacher), max(1, 1024 // batch)))
     for name in forms:  # of each round the slowest rank's
         times[name] = [max(round) for round in zip(*dist.all_gather_object(times[name]), strict=True)]
         found[name]["seconds"] = statistics.median(times[name])
@@ -231,18 +212,18 @@ def measure(batch: int, width: int, seconds: float) -> dict[str, dict[str, float
     return found
 
 
-def errors(batch: int, width: int, kind: str) -> dict[str, dict[str, float]]:
+def errors(batch: int, width: int, kind: str, device: torch.device) -> dict[str, dict[str, float]]:
     """Form -> relative errors against float64, of features of one kind."""
     expected = reference(batch, width, kind)
     own = dist.share(batch, dist.rank(), dist.world_size())
-    student, teacher = (x[own].clone() for x in features(batch, width, kind))
+    student, teacher = (x[own].clone().to(device) for x in features(batch, width, kind))
     found = {}
-    for name, loss in forms_for(batch).items():
+    for name, loss in forms_for(batch, device).items():
         value, gradient = run(loss, student, teacher)
         # The convention of dist.py: a rank's own gradient is W times its share of the global one.
-        whole = dist.all_gather_rows(gradient / dist.world_size())
+        whole = dist.all_gather_rows(gradient / dist.world_size()).cpu()
         found[name] = {
-            f"value_{kind}": abs(value - expected[0]) / expected[0],
+            f"value_{kind}": abs(value.item() - expected[0]) / expected[0],
             f"gradient_{kind}": float((whole.double() - expected[1]).norm() / expected[1].norm()),
         }
     return found
@@ -254,9 +235,13 @@ def rank_main(rank: int, world: int, store: str, batch: int, args: argparse.Name
     torch.set_num_threads(max(1, args.threads // world))
     if world > 1:
         dist.c10d.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = measure(batch, args.width, args.seconds)
-    for kind in KINDS:
-        for name, figures in errors(batch, args.width, kind).items():
+    device = torch.device(args.device)
+    if args.block_numel:
+        BLOCK_NUMEL[device.type] = args.block_numel
+    torch.backends.cuda.matmul.allow_tf32 = False
+    found = measure(batch, args.width, args.seconds, device)
+    for kind in KINDS if args.errors else ():
+        for name, figures in errors(batch, args.width, kind, device).items():
             found[name] |= figures
     if rank == 0:
         Path(out).write_text(json.dumps(found))
@@ -276,9 +261,8 @@ def table(results: list[dict[str, Any]], width: int) -> str:
             line = f"{row['world']:2} {row['batch']:6} {form + star:6}{f['seconds']:10.5f}{speed}"
             line += f"{f['memory_mib']:8.1f}"
             line += f"{f['bytes'] / 1e6:9.3f}" if "bytes" in f else f"{'-':>9}"
-            line += "".join(
-                f"{f[f'{what}_{kind}']:17.1e}{mark}" for kind in KINDS for what in ("value", "gradient")
-            )
+            measured = [f.get(f"{what}_{kind}") for kind in KINDS for what in ("value", "gradient")]
+            line += "".join(f"{'-':>18}" if e is None else f"{e:17.1e}{mark}" for e in measured)
             lines.append(line)
     return "\n".join(lines)
 
@@ -300,29 +284,37 @@ def cost_table(worlds: list[int], batches: list[int], width: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--worlds", type=int, nargs="+", help="default: 1 2, on CUDA 1")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096, 16384, 65536])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all ranks")
     parser.add_argument("--seconds", type=float, default=4.0, help="time to spend on each batch size")
+    parser.add_argument("--errors", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--block-numel", type=int, help="instead of relation_forms.BLOCK_NUMEL of the device")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file too")
     parser.add_argument("--cost", action="store_true", help="print the cost model, run nothing")
     args = parser.parse_args()
+    args.worlds = args.worlds or ([1] if args.device == "cuda" else [1, 2])
     if args.cost:
         print(cost_table(args.worlds, args.batches, args.width))
         return
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for world in args.worlds:
             for batch in args.batches:
                 store, out = f"{folder}/store-{world}-{batch}", f"{folder}/{world}-{batch}.json"
-                mp.start_processes(rank_main, (world, store, batch, args, out), world, start_method="spawn")
+                rest = (world, store, batch, args, out)
+                if args.device == "cuda" and world == 1:  # the allocator's memory needs no fresh process
+                    rank_main(0, *rest)
+                else:
+                    mp.start_processes(rank_main, rest, world, start_method="spawn")
                 forms = json.loads(Path(out).read_text())
                 results.append({"world": world, "batch": batch, "width": args.width, "forms": forms})
                 lines = table(results[-1:], args.width).splitlines()
                 print("\n".join(lines[len(results) > 1 :]), flush=True)  # as they come; the heading once
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+                if args.out:
+                    args.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,67 @@
-"""Images/s of the trainer beside a bare PyTorch loop over the same model, in one process, in turns.
+"""Time of the trainer's step beside a bare PyTorch loop over the same model, in one process, in turns.
 
     python benchmarks/step.py [--stage pretrain|distill|both] [--steps 24] [--data data] [--out FILE.json]
+    PYTHONPATH=. python benchmarks/step.py --device cuda --synthetic --variants bf16 "bf16 compiled"
 
-Both sides run the paper's defaults (full width, batch 64). The trainer's side includes reading and
-augmenting images, moving and normalising them, logging and, in distillation, measuring gradient ratios.
-The bare loop has its batches ready in memory: what it measures is the model, the loss (plainly written,
-whole matrices), backward and SGD. The teacher's forward pass is on both sides.
+Both sides run the paper's defaults (full width, batch 64); other flags are those of a launch script. The
+trainer's side includes reading and augmenting images, moving and normalising them, logging and, in
+distillation, measuring gradient ratios. The bare loop has its batches ready in memory: what it measures is
+the model, the loss (plainly written, whole matrices), backward and SGD, under the same autocast. The
+teacher's forward pass is on both sides.
+
+`kernels` of a step that is not logged, and `MiB` that a step takes above what is kept, are CUDA's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState, GradientState
+from on_device import kernels, peak_mib, seconds, title
 from torch import Tensor
 
+from rmd_dist.accelerator import autocast_dtype
 from rmd_dist.cli import parse
 from rmd_dist.config import DistillConfig, PretrainConfig
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create
-from rmd_dist.preemption import Preemption
-from rmd_dist.run import RunFolder
-from rmd_dist.tasks import DistillTask, Place, PretrainTask
-from rmd_dist.trainer import Trainer, make_accelerator
+from rmd_dist.start import opened_trainer
+from rmd_dist.trainer import Trainer
+
+FASTEST = "--deterministic false"
+COMPILED = "--model.compile true"
+VARIANTS = {
+    "fp32": "--precision no",
+    "fp32 fastest": f"--precision no {FASTEST}",
+    "tf32": "--precision tf32",
+    "bf16": "--precision bf16",
+    "bf16 fastest": f"--precision bf16 {FASTEST}",
+    "bf16 compiled": f"--precision bf16 {COMPILED}",
+    "bf16 compiled fastest": f"--precision bf16 {COMPILED} {FASTEST}",
+    "fp16": "--precision fp16",
+}
+"""Name -> flags; `fastest`: kernels that need not give equal bits."""
+
+STAGES = {"pretrain": "", "distill": "--loss gce --K 0.001 --teacher random"}
 
 
-def bare_pretrain(model_name: str, batch: int) -> Callable[[], None]:
+def bare_pretrain(model_name: str, batch: int, size: int, device: torch.device) -> Callable[[], None]:
     """One SimSiam step on two ready batches."""
-    model = SimSiam(create(model_name, 0), 2048, 512).to(memory_format=torch.channels_last)
+    model = SimSiam(create(model_name, 0), 2048, 512).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
-    x1, x2 = (torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last) for _ in "12")
+    x1, x2 = (images(batch, size, device) for _ in "12")
 
     def step() -> None:
         p1, p2, z1, z2 = model(x1, x2)
@@ -49,24 +74,25 @@ def bare_pretrain(model_name: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def bare_distill(model_name: str, batch: int) -> Callable[[], None]:
+def bare_distill(model_name: str, batch: int, size: int, device: torch.device) -> Callable[[], None]:
     """One GCE + graph step on a ready batch, with a frozen teacher."""
-    student = create(model_name, 10).to(memory_format=torch.channels_last)
-    teacher = create(model_name, 0).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    student, teacher = (create(model_name, classes) for classes in (10, 0))
+    student.to(device, memory_format=torch.channels_last)
+    teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
-    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (batch,))
+    x, rows_of, eye = (images(batch, size, device), torch.arange(batch), torch.eye(batch, device=device))
+    rows_of, y = rows_of.to(device), torch.randint(0, 10, (batch,), device=device)
 
     def rows(features: Tensor) -> Tensor:
         return F.normalize(features - features.mean(1, keepdim=True), dim=1)
 
     def step() -> None:
         features = student.forward_head(student.forward_features(x), pre_logits=True)
-        p_y = student.get_classifier()(features).softmax(1)[torch.arange(batch), y]
+        p_y = student.get_classifier()(features).softmax(1)[rows_of, y]
         with torch.no_grad():
             t = rows(teacher(x))
         s = rows(features)
-        node, edge = (t @ s.T - torch.eye(batch)).norm(), (t @ t.T - s @ s.T).norm()
+        node, edge = (t @ s.T - eye).norm(), (t @ t.T - s @ s.T).norm()
         loss = ((1 - p_y**0.7) / 0.7).mean() + 0.001 * (0.8 * node + 0.35 * edge)
         loss.backward()
         optimizer.step()
@@ -75,66 +101,159 @@ def bare_distill(model_name: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def build_trainer(stage: str, data: str, runs: str, extra: list[str]) -> Trainer:
-    """The trainer that the launch scripts build, on the paper's defaults."""
-    words = ["--data_root", data, "--runs", runs, "--eval.every_epochs", "0", *extra]
-    place = Place(workers=1)
-    torch.manual_seed(0)
-    if stage == "pretrain":
-        config: PretrainConfig | DistillConfig = parse(PretrainConfig, words)
-        accelerator = make_accelerator("no", cpu=True)
-        task: PretrainTask | DistillTask = PretrainTask(config, place)  # type: ignore[arg-type]
-    else:
-        config = parse(DistillConfig, [*words, "--loss", "gce", "--K", "0.001"])
-        accelerator = make_accelerator("no", cpu=True)
-        task = DistillTask(config, place, "random")  # type: ignore[arg-type]
-    folder = RunFolder(config)
-    folder.open()
-    return Trainer(config, accelerator, folder, task, Preemption())
+def images(batch: int, size: int, device: torch.device) -> Tensor:
+    return torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def measure(stage: str, steps: int, block: int, data: str, extra: list[str]) -> dict[str, float]:
-    """Medians over blocks of `block` steps that take turns."""
+@contextlib.contextmanager
+def opened(stage: str, words: list[str]) -> Iterator[Trainer]:
+    """The trainer that the launch scripts build, before its first step."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the variant before
+    GradientState._reset_state()
     with tempfile.TemporaryDirectory() as runs:
-        trainer = build_trainer(stage, data, runs, extra)
-        name, batch = trainer.config.model.name, trainer.config.data.batch_size
-        bare = bare_pretrain(name, batch) if stage == "pretrain" else bare_distill(name, batch)
-        batches = trainer.loader.epoch(0)
+        words = [*STAGES[stage].split(), "--runs", runs, "--eval.every_epochs", "0", *words]
+        config: Any = parse(PretrainConfig if stage == "pretrain" else DistillConfig, words)
+        with opened_trainer(config) as trainer:
+            yield trainer
+
+
+def steps_of(trainer: Trainer) -> Iterator[Callable[..., None]]:
+    """Calls that make one step each, with the next batches of whatever epoch it is."""
+    device, micro = trainer.accelerator.device, trainer.config.optim.accumulation
+
+    def step(batches: list[Any], logging: bool | None = None) -> None:
+        if logging is None:
+            logging = trainer.step % trainer.config.run.log_every == 0
+        _, output = trainer.train_step([batch.to(device) for batch in batches], logging=logging)
+        trainer.step += 1
+        if logging:
+            trainer._fetch(output.values)
+
+    for epoch in range(2**31):
+        with contextlib.closing(trainer.loader.epoch(epoch)) as batches:  # type: ignore[type-var]
+            while len(ready := [b for _, b in zip(range(micro), batches, strict=False)]) == micro:
+                yield partial(step, ready)
+
+
+def measure(stage: str, steps: int, block: int, words: list[str]) -> dict[str, Any]:
+    """Medians over blocks of `block` steps that take turns."""
+    with opened(stage, words) as trainer:
+        config, device = trainer.config, trainer.accelerator.device
+        size = trainer.task.train_set.info.image_size
+        make = bare_pretrain if stage == "pretrain" else bare_distill
+        bare_step = make(config.model.name, config.data.batch_size, size, device)
+        dtype, coming = autocast_dtype(trainer.accelerator), steps_of(trainer)
+
+        def bare() -> None:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                bare_step()
 
         def ours() -> None:
-            logging = trainer.step % trainer.config.run.log_every == 0
-            trainer.train_step([next(batches).to(trainer.accelerator.device)], logging=logging)
-            trainer.step += 1
+            next(coming)()
 
-        seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
-        for number in range(-1, steps // block):
+        times: dict[str, list[float]] = {"trainer": [], "bare": []}
+        for number in range(-1, max(1, steps // block)):
             for side, step in (("trainer", ours), ("bare", bare)):
-                start = time.perf_counter()
-                for _ in range(block):
-                    step()
+                taken = seconds(device, step, block)
                 if number >= 0:  # the first block warms up
-                    seconds[side].append((time.perf_counter() - start) / block)
-        trainer.close()
-    rates = {side: batch / statistics.median(times) for side, times in seconds.items()}
-    paired = [b / t for t, b in zip(seconds["trainer"], seconds["bare"], strict=True)]
-    return rates | {"ratio": statistics.median(paired), "batch": batch, "steps": steps}
+                    times[side].append(taken)
+        quiet = partial(next(coming), logging=False)
+        launched = kernels(device, quiet)
+        taken_up = peak_mib(device, partial(next(coming), logging=False)) if launched is not None else None
+        coming.close()
+    trainer_s, bare_s = (statistics.median(times[side]) for side in ("trainer", "bare"))
+    return {
+        "ms": 1000 * trainer_s,
+        "bare_ms": 1000 * bare_s,
+        "ratio": statistics.median(b / t for t, b in zip(times["trainer"], times["bare"], strict=True)),
+        "images_per_second": config.data.batch_size / trainer_s,
+        "batch": config.data.batch_size,
+        "steps": steps,
+        "kernels": launched,
+        "peak_mib": taken_up,
+    }
 
 
-def main() -> None:
+def serve(stage: str, words: list[str]) -> None:
+    """For each line of stdin, a number of seconds: train so long; prints the steps a second."""
+    with opened(stage, words) as trainer:
+        coming, device = steps_of(trainer), trainer.accelerator.device
+        for _ in range(3):
+            next(coming)()
+        print("answer: ready", flush=True)
+        for line in sys.stdin:
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < float(line):
+                for _ in range(5):
+                    next(coming)()
+                count += 5
+                seconds(device, lambda: None)  # what is under way is done
+            print("answer:", count / (time.perf_counter() - start), flush=True)
+        coming.close()
+
+
+@contextlib.contextmanager
+def data_words(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Flags that say where images are."""
+    if not args.synthetic:
+        yield ["--data_root", args.data]
+        return
+    from tests.data.archives import cifar10, write_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder), cifar10(train=10_000, test=500))
+        yield ["--data_root", folder, "--source", f"{folder}/cifar-10-batches-py", "--loader", "memory"]
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", choices=["pretrain", "distill", "both"], default="both")
+    parser.add_argument("--stage", choices=[*STAGES, "both"], default="both")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), help="default: on a CPU those of fp32, else all"
+    )
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--data", default="data")
+    parser.add_argument("--synthetic", action="store_true", help="10 000 made-up images of CIFAR-10's size")
     parser.add_argument("--out", type=Path)
-    args, extra = parser.parse_known_args()
-    stages = ["pretrain", "distill"] if args.stage == "both" else [args.stage]
-    results = {stage: measure(stage, args.steps, args.block, args.data, extra) for stage in stages}
-    print(f"{'stage':10}{'trainer, images/s':>20}{'bare loop, images/s':>22}{'ratio':>8}")
-    for stage, r in results.items():
-        print(f"{stage:10}{r['trainer']:20.1f}{r['bare']:22.1f}{r['ratio']:8.3f}")
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    args, extra = arguments().parse_known_args()
+    device = torch.device(args.device)
+    on_cpu = ["fp32", "fp32 fastest"]
+    variants = args.variants or (on_cpu if args.device == "cpu" else list(VARIANTS))
+    cpu = ["--cpu", "true"] if args.device == "cpu" else []
+    results: dict[str, Any] = {"device": title(device), "rows": []}
+    with data_words(args) as where:
+        if args.serve:
+            serve(args.stage, [*cpu, *where, *VARIANTS[variants[0]].split(), *extra])
+            return
+        print(results["device"])
+        print(
+            f"{'stage':10}{'variant':24}{'ms':>9}{'bare':>9}{'ratio':>8}{'images/s':>10}{'kernels':>9}{'MiB':>7}"
+        )
+        for stage in list(STAGES) if args.stage == "both" else [args.stage]:
+            for variant in variants:
+                words = [*cpu, *where, *VARIANTS[variant].split(), *extra]
+                row = {"stage": stage, "variant": variant}
+                row |= measure(stage, args.steps, args.block, words)
+                results["rows"].append(row)
+                print(line(row), flush=True)
+                if args.out:
+                    args.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    shown = f"{row['stage']:10}{row['variant']:24}{row['ms']:9.2f}{row['bare_ms']:9.2f}{row['ratio']:8.3f}"
+    shown += f"{row['images_per_second']:10.0f}"
+    for number, width in ((row["kernels"], 9), (row["peak_mib"], 7)):
+        shown += f"{'-' if number is None else f'{number:.0f}':>{width}}"
+    return shown
 
 
 if __name__ == "__main__":
