@@ -38,7 +38,7 @@ TESTS = {
 """Groups that run beside each other -> pytest's arguments below tests/gpu."""
 
 COMPILED = {"cpu": ["no"], "cuda": ["no", "bf16", "fp16"]}
-"""Precisions whose compiled runs are groups of their own, each of them two: what is compiled takes long."""
+"""Precisions whose compiled runs are groups of their own, two on CUDA: what is compiled takes long."""
 
 
 def environment(session: Session) -> dict[str, Any]:
@@ -64,11 +64,11 @@ def environment(session: Session) -> dict[str, Any]:
 
 def tests(session: Session) -> dict[str, Any]:
     """tests/gpu in groups beside each other; meanwhile what later parts time is compiled."""
-    groups = dict(TESTS)
+    groups = {name: TESTS[name] for name in ("losses", "no waiting")} if session.small else dict(TESTS)
     for precision in COMPILED[session.device]:
-        for stage in ("pretrain", "distill"):
+        for stage in ("pretrain",) if session.small else ("pretrain", "distill"):
             groups[f"compiled {stage}, {precision}"] = ["test_compiled.py", "-k", f"{precision}-{stage}"]
-    ends = time.monotonic() + session.left(500 if session.small else 215)
+    ends = time.monotonic() + session.left(215)
 
     def one(name: str) -> str | None:
         where, *more = groups[name]
@@ -116,7 +116,7 @@ def steps(session: Session) -> dict[str, Any]:
     words = ["--synthetic", "--steps", "100", "--block", "20"]
     if session.small:
         words = ["--synthetic", "--steps", "4", "--block", "2"]
-        words += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16"]
+        words += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16", "--variants", "fp32"]
     return session.benchmark("steps", 170, str(BENCHMARKS / "step.py"), *words)
 
 
@@ -166,7 +166,7 @@ def digits(session: Session) -> dict[str, Any]:
     """The whole method on the embedded digits: a teacher, then cross-entropy without and with its graph."""
     more = ["--precision", "no" if session.small else "bf16", "--cpu", str(session.small).lower()]
     if session.small:
-        more += ["--max-steps", "30", "--model", "resnet18_cifar_w16_s2"]
+        more += ["--max-steps", "10", "--model", "resnet18_cifar_w16_s2"]
     plan = {"teacher": ["pretrain", "--config", "configs/digits/pretrain.yaml"]}
     for K in ("0", "2"):
         plan[f"CE, K = {K}"] = ["distill", "--config", "configs/digits/distill.yaml", "--K", K]
@@ -195,6 +195,8 @@ def trained(
 ) -> dict[str, Any]:
     """Runs of the launch scripts, one after the other: seconds, steps and what they measured last."""
     rows, error, ends = [], None, time.monotonic() + session.left(limit)
+    if session.small:
+        plan = dict(list(plan.items())[::2])  # without K = 0
     for number, (title, (stage, *words)) in enumerate(plan.items()):
         folder = session.out / "runs" / stage / f"{name}-{number}"
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, which it would continue

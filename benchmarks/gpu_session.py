@@ -38,8 +38,8 @@ class Session:
         return self.device == "cpu"
 
     def left(self, limit: float) -> float:
-        """Seconds that something with a limit of its own may take now."""
-        return max(1.0, min(limit, self.deadline - time.monotonic()))
+        """Seconds that something may take now, given its limit on a GPU."""
+        return max(1.0, min(3 * limit if self.small else limit, self.deadline - time.monotonic()))
 
     def write(self) -> None:
         """The results so far, whole or not at all."""

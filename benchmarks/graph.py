@@ -38,9 +38,9 @@ import torch.multiprocessing as mp
 from on_device import peak_mib, seconds
 from torch import Tensor
 
-from rmd_dist import dist
 from rmd_dist.losses import RelationLoss
 from rmd_dist.losses.relation_forms import BLOCK_NUMEL, cheaper
+from rmd_dist.parallel import collectives as dist
 
 NODE_WEIGHT, EDGE_WEIGHT = 0.8, 0.35
 KINDS = ("apart", "related", "near")

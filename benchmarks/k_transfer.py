@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rmd_dist.config import CropFlipConfig
-from rmd_dist.data.loader import build_loader, normalize
+from rmd_dist.data.loader import build_loader
 from rmd_dist.data.prepare import open_dataset
+from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import probe
-from rmd_dist.launcher import workers_per_rank
 from rmd_dist.losses import RelationLoss
 from rmd_dist.models.export import load
+from rmd_dist.parallel.processes import workers_per_rank
 
 REFERENCE = 64
 
@@ -39,12 +39,12 @@ def features_of(student: Path, teacher: Path, data_root: Path, count: int) -> tu
     for module in modules:
         module.reset_classifier(0)  # type: ignore[operator]
     data = open_dataset(name, "train", root=data_root, source=None, loader="ffcv")
-    to_input = partial(normalize, mean=data.info.mean, std=data.info.std)
+    to_input = Preprocess.for_dataset(data.info)
     indices = probe(torch.arange(len(data)).numpy(), count)
     found: list[list[Tensor]] = [[], []]
     with build_loader(
-        data, kind="ffcv", augment=CropFlipConfig(), batch_size=256, seed=0, indices=indices,
-        rank=0, world_size=1, workers=workers_per_rank(0),
+        data, augment=CropFlipConfig(), batch_size=256, seed=0, indices=indices,
+        workers=workers_per_rank(0),
     ) as loader, contextlib.closing(loader.epoch(0)) as batches, torch.inference_mode():  # fmt: skip
         for batch in batches:
             for rows, module in zip(found, modules, strict=True):

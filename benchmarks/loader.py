@@ -33,13 +33,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from rmd_dist.config import CropFlipConfig, ViewConfig
-from rmd_dist.data.beton import beton_path, write_beton
-from rmd_dist.data.datasets import DATASET_INFO, Dataset, Samples
+from rmd_dist.data.dataset import Dataset, Samples, dataset_info
 from rmd_dist.data.loader import build_loader
+from rmd_dist.data.sources.beton import beton_path, write_beton
 
 WORK = ("write", "plain", "crop-flip", "two-views")
 SIDES = ("rmd_dist", "torchvision")
-INFO = DATASET_INFO["cifar10"]  # only its image size matters here
+INFO = dataset_info("cifar10")  # only its image size matters here
 MIN_SECONDS = 0.5  # of a timed pass; shorter ones are repeated within it
 
 
@@ -125,7 +125,6 @@ def our_pass(work: str, folder: Path, batch_size: int, workers: int) -> Callable
     augment = {"plain": None, "crop-flip": CropFlipConfig(), "two-views": ViewConfig()}[work]
     loader = build_loader(
         Dataset(INFO, "train", np.zeros(count, np.int64), beton),
-        kind="ffcv",
         augment=augment,
         batch_size=batch_size,
         seed=0,

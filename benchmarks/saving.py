@@ -26,8 +26,8 @@ from pathlib import Path
 from step import build_trainer
 
 from rmd_dist.data.loader import Batch
-from rmd_dist.saver import Saver
-from rmd_dist.trainer import Trainer
+from rmd_dist.engine.saver import Saver
+from rmd_dist.engine.trainer import Trainer
 
 KINDS = ("none", "beside", "waited for")
 
@@ -58,7 +58,6 @@ def stepper(trainer: Trainer) -> Callable[[], None]:
     def step() -> None:
         logging = trainer.step % trainer.config.run.log_every == 0
         trainer.train_step([next(stream).to(trainer.accelerator.device)], logging=logging)
-        trainer.step += 1
 
     return step
 
@@ -70,7 +69,7 @@ def block(trainer: Trainer, step: Callable[[], None], kind: str, every: int) -> 
     measured = Block(0.0)
     if kind != "none":
         saver._asynchronous = kind == "beside"
-        saver.save(trainer.step, trainer.raw, trainer.optimizer.optimizer, {"scaler": {}})
+        saver.save(trainer.state.snapshot({"scaler": {}}))
         measured.held = time.perf_counter() - start
     written = kind != "beside"
     measured.until_written = measured.held

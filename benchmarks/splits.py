@@ -27,7 +27,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rmd_dist.files import read_tensors
+from rmd_dist.models.weights import read_tensors
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--dataset digits --loader memory --model resnet18_cifar_w16".split()

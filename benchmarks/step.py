@@ -32,13 +32,12 @@ from accelerate.state import AcceleratorState, GradientState
 from on_device import kernels, peak_mib, seconds, title
 from torch import Tensor
 
-from rmd_dist.accelerator import autocast_dtype
-from rmd_dist.cli import parse
 from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config.cli import parse
+from rmd_dist.engine.start import opened_trainer
+from rmd_dist.engine.trainer import Trainer
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create
-from rmd_dist.start import opened_trainer
-from rmd_dist.trainer import Trainer
 
 FASTEST = "--deterministic false"
 COMPILED = "--model.compile true"
@@ -125,7 +124,6 @@ def steps_of(trainer: Trainer) -> Iterator[Callable[..., None]]:
         if logging is None:
             logging = trainer.step % trainer.config.run.log_every == 0
         _, output = trainer.train_step([batch.to(device) for batch in batches], logging=logging)
-        trainer.step += 1
         if logging:
             trainer._fetch(output.values)
 
@@ -139,10 +137,10 @@ def measure(stage: str, steps: int, block: int, words: list[str]) -> dict[str, A
     """Medians over blocks of `block` steps that take turns."""
     with opened(stage, words) as trainer:
         config, device = trainer.config, trainer.accelerator.device
-        size = trainer.task.train_set.info.image_size
+        size = trainer.task.preprocess.size[0]
         make = bare_pretrain if stage == "pretrain" else bare_distill
         bare_step = make(config.model.name, config.data.batch_size, size, device)
-        dtype, coming = autocast_dtype(trainer.accelerator), steps_of(trainer)
+        dtype, coming = trainer.task.compute.autocast, steps_of(trainer)
 
         def bare() -> None:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):

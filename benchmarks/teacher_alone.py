@@ -14,31 +14,16 @@ import json
 import statistics
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from rmd_dist.cli import parse
 from rmd_dist.config import DistillConfig
-from rmd_dist.data.loader import build_loader
-from rmd_dist.evaluate import extract_features, knn_accuracy, linear_probe
+from rmd_dist.config.cli import parse
+from rmd_dist.data.preprocess import Preprocess
+from rmd_dist.evaluation.measures import knn_accuracy, linear_probe
+from rmd_dist.evaluation.predict import predict
 from rmd_dist.models.export import load
-from rmd_dist.printing import print_table
+from rmd_dist.models.student import Encoder
+from rmd_dist.runs.console import print_table
 from rmd_dist.study.folder import Study, read_study
-from rmd_dist.tasks.base import Place
-from rmd_dist.tasks.distill import DistillTask, Encoder
-
-
-def features(task: DistillTask, encoder: Encoder, split: str) -> tuple[torch.Tensor, np.ndarray]:
-    """Pooled features (N, D) of a run's training or test images, and their indices."""
-    dataset, indices = (
-        (task.train_set, task.indices) if split == "train" else (task.test_set, task.test_indices)
-    )
-    data = task.config.data
-    with build_loader(
-        dataset, kind=data.loader, augment=None, batch_size=500, seed=0, indices=indices, shuffle=False
-    ) as loader:
-        found, index = extract_features(encoder, loader, task.normalize, task.place.device, indices)
-    return found, index.numpy()
+from rmd_dist.tasks.parts import build_data, build_labels
 
 
 def measure(study: Study, name: str) -> dict[str, dict[str, list[float]]]:
@@ -47,17 +32,18 @@ def measure(study: Study, name: str) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for entry in study.entries(table, loss="ce", method=""):
         config = parse(DistillConfig, ["--config", str(study.run(entry.key) / "config.yaml")])
-        config.run.precision = "no"
-        task = DistillTask(config, Place(), None)
+        train, test, splits = build_data(config, config.validation)
+        labels = build_labels(config, train)
         teacher = study.teacher(entry.dataset, table)
         assert teacher is not None, f"{name} has no teacher"
-        encoder = Encoder(load(teacher, config.model.name).module)
-        bank, trained = features(task, encoder, "train")
-        queries, tested = features(task, encoder, "test")
-        labels, truth = task.noisy.labels[trained], task.test_set.labels[tested]
+        loaded = load(teacher, config.model.name)
+        loaded.assume_input(Preprocess.for_dataset(train.info).to_cfg())
+        encoder = Encoder(loaded.module)
+        bank, queries = predict(encoder, train, splits.train), predict(encoder, test, splits.test)
+        given, truth = labels.given[splits.train], test.labels[splits.test]
         at = found.setdefault(f"{entry.noise} {entry.rate:g}", {"linear": [], "knn": []})
-        at["linear"].append(100 * linear_probe(bank, labels, queries, truth))
-        at["knn"].append(100 * knn_accuracy(bank, labels, queries, truth))
+        at["linear"].append(100 * linear_probe(bank, given, queries, truth))
+        at["knn"].append(100 * knn_accuracy(bank, given, queries, truth))
     return found
 
 

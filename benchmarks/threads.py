@@ -19,11 +19,11 @@ import torch
 from on_device import seconds, title
 
 from rmd_dist.config import CropFlipConfig, ViewConfig
-from rmd_dist.data.datasets import DATASET_INFO, Dataset
+from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.loader import build_loader
 
 WORK = {"two-views": ViewConfig(), "crop-flip": CropFlipConfig()}
-INFO = DATASET_INFO["cifar10"]
+INFO = dataset_info("cifar10")
 
 
 def rates(work: str, threads: int, args: argparse.Namespace) -> list[float]:
@@ -34,7 +34,7 @@ def rates(work: str, threads: int, args: argparse.Namespace) -> list[float]:
     data = Dataset(INFO, "train", np.zeros(len(pixels), np.int64), images=pixels)
     found = []
     with build_loader(
-        data, kind="memory", augment=WORK[work], batch_size=args.batch_size, seed=0, workers=threads,
+        data, augment=WORK[work], batch_size=args.batch_size, seed=0, workers=threads,
         pinned=device.type == "cuda",
     ) as loader:  # fmt: skip
         for epoch in range(1 + args.passes):

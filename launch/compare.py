@@ -1,53 +1,12 @@
-"""Results of several runs side by side, each figure labelled for what it is; with --plot also their curves.
+"""Results of several runs side by side; with --plot also their curves.
+
+The same as `rmd compare`.
 
 python launch/compare.py runs/distill/A runs/distill/B ... [--plot curves.png]
 """
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-from rmd_dist.cli import run
-from rmd_dist.config import ConfigError
-
-COLUMNS = {"last": "last", "selected": "selected (noisy val.)", "best_on_test": "best on test (oracle)"}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--plot", type=Path, help="write the runs' curves to this PNG or SVG file")
-    args = parser.parse_args()
-
-    from rmd_dist.curves import plot_runs
-    from rmd_dist.printing import print_table
-
-    table = rows(args.runs)
-    print_table("results", ["run", "status", "measure", *COLUMNS.values()], table)
-    if args.plot:
-        plot_runs(args.runs, [folder.name for folder in args.runs], args.plot)
-
-
-def rows(runs: Sequence[Path]) -> list[list[str]]:
-    """One row of the table for each run folder. Raises ConfigError for what is none."""
-    from rmd_dist.run import read_manifest
-
-    found = []
-    for folder in runs:
-        manifest = read_manifest(folder)
-        if not manifest:
-            raise ConfigError(f"{folder} is not a run folder: it has no manifest.json")
-        results = manifest.get("results", {})
-        try:
-            cells = [f"{100 * results[k]['value']:.2f} %" if k in results else "-" for k in COLUMNS]
-            measure = str(results["last"]["tag"]) if "last" in results else "-"
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{folder}: the results in its manifest.json are damaged ({error!r})"
-            ) from error
-        found.append([folder.name, manifest.get("status", "?"), measure, *cells])
-    return found
-
+from rmd_dist.commands.compare import main
+from rmd_dist.commands.entry import run
 
 if __name__ == "__main__":
     run(main)

@@ -1,59 +1,13 @@
 """Write the betons of a data set, or show what a noise protocol does to its labels.
 
+The same as `rmd prepare`.
+
 python launch/prepare.py --dataset cifar10 --source cifar-10-python.tar.gz --out data
 python launch/prepare.py noise --dataset cifar10 --protocol symmetric --rate 0.4
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-from pathlib import Path
-
-from rmd_dist.cli import run
-from rmd_dist.config import DATASETS
-from rmd_dist.data.beton import beton_path, read_manifest
-from rmd_dist.data.noise import PROTOCOLS, make_noise, transition_rows
-from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
-from rmd_dist.printing import preparation_progress, print_table
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=("betons", "noise"), default="betons")
-    parser.add_argument("--dataset", choices=DATASETS, required=True)
-    parser.add_argument("--source", type=Path, help="official python archive (tar.gz) or its unpacked folder")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="betons, archives, human label files")
-    noise = parser.add_argument_group("noise")
-    noise.add_argument("--protocol", default="symmetric", help=", ".join(PROTOCOLS))
-    noise.add_argument("--rate", type=float, default=0.4)
-    noise.add_argument("--seed", type=int, default=0)
-    noise.add_argument("--manifest", type=Path, help="also write the whole manifest to this JSON file")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    if args.command == "noise":
-        show_noise(args)
-        return
-    with preparation_progress(enabled=True) as progress:
-        prepare(args.dataset, args.out, args.source, progress=progress)
-    for split in SPLITS:
-        manifest = read_manifest(path := beton_path(args.out, args.dataset, split))
-        print(f"{path}: {manifest['count']} images from {manifest['source']}, intact")
-
-
-def show_noise(args: argparse.Namespace) -> None:
-    data = open_dataset(args.dataset, "train", root=args.out, source=args.source, loader="memory")
-    setup = (args.protocol, args.rate, args.seed, data.info.num_classes)
-    manifest = make_noise(data.labels, *setup, dataset=args.dataset, root=args.out).manifest
-    print(json.dumps({key: value for key, value in manifest.items() if key != "transitions"}, indent=1))
-    print_table("labels", *transition_rows(manifest, data.info.classes))
-    if args.manifest:
-        args.manifest.parent.mkdir(parents=True, exist_ok=True)
-        args.manifest.write_text(json.dumps(manifest) + "\n")
-
+from rmd_dist.commands.entry import run
+from rmd_dist.commands.prepare import main
 
 if __name__ == "__main__":
     run(main)

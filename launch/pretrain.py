@@ -1,18 +1,12 @@
 """Relation modelling: SimSiam pretraining, with no label.
 
+The same as `rmd pretrain`.
+
 accelerate launch launch/pretrain.py [--config FILE.yaml] [--dataset cifar10] [--epochs N] ...
 """
 
-from rmd_dist.cli import parse, run
-from rmd_dist.config import PretrainConfig
-
-
-def main() -> None:
-    config = parse(PretrainConfig)
-    from rmd_dist.start import train  # after parsing: --help and mistakes need no torch
-
-    train(config)
-
+from rmd_dist.commands.entry import run
+from rmd_dist.commands.train import pretrain
 
 if __name__ == "__main__":
-    run(main)
+    run(pretrain)

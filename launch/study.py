@@ -1,46 +1,12 @@
-"""Run the grid of one or more tables: python launch/study.py configs/paper/table1.yaml [--dry-run]
+"""Run the grid of one or more tables; the same command continues after any interruption.
 
-The same command continues after any interruption; several at once, also on several machines, share the work.
+The same as `rmd study`.
+
+python launch/study.py configs/paper/table1.yaml [--dry-run]
 """
 
-import argparse
-from pathlib import Path
-
-from rmd_dist.cli import run
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("specs", nargs="+", type=Path, help="YAML files of tables, such as configs/paper/table1.yaml")
-    add("--out", type=Path, help="folder of the study (default: studies/NAME of the first table)")
-    add("--storage", help="sqlite (default), journal, or a database URL: many machines, one study")
-    add("--dry-run", action="store_true", help="only list cells, steps and hours")
-    add("--list", action="store_true", help="with --dry-run: every cell by name, and where it stands")
-    add("--step-seconds", metavar="S", help="time of a step, as 0.02 or pretrain=0.05,distill=0.02")
-    add("--measure", action="store_true", help="with --dry-run: time a few steps of each kind of cell here")
-    add("--retry-failed", action="store_true", help="run failed cells again")
-    add("--fresh-teachers", action="store_true", help="pretrain even where a table names an encoder file")
-    add("--workers", type=int, default=1, help="cells at a time, each with its share of the cores or GPUs")
-    add("--processes", type=int, default=1, help="processes of each cell (DDP)")
-    add("--launch-config", type=Path, help="accelerate's configuration file for each cell")
-    add("--threads", type=int, default=0, help="CPU threads of each process (default: a fair share)")
-    add("--data-root", help="folder of betons and archives")
-    add("--source", help="official python archive or its folder")
-    add("--loader", choices=("ffcv", "memory"), help="how images are read")
-    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    return parser
-
-
-def main() -> int:
-    args = arguments().parse_args()
-
-    from rmd_dist.study import commands
-
-    return commands.study(args)
-
+from rmd_dist.commands.entry import run
+from rmd_dist.commands.study import main
 
 if __name__ == "__main__":
     run(main)

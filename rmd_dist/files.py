@@ -1,26 +1,25 @@
-"""Files that are whole or absent: atomic writes, safetensors, weights with clear errors."""
+"""Files: whole or absent when written, bounded when read, locked when shared, told apart by SHA-256.
+
+What somebody else wrote is read only if it is a regular file of a sensible size: to open a FIFO can wait for
+ever, and a device has no end; both may stand where a file is expected.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
-import itertools
 import json
 import os
-import struct
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from rmd_dist.errors import ConfigError
 
-from rmd_dist.config import ConfigError
-from rmd_dist.reading import regular_size
-
-MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: 40 000 tensors, where a large model has a thousand
+MAX_JSON_BYTES = 64 << 20  # the largest manifest, of noise on 100 classes, has 80 kB
 
 
 @contextlib.contextmanager
@@ -41,9 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_debris(folder: Path) -> None:
-    """Delete the temporary files that killed writers left; only under the lock of those who write there."""
-    for path in folder.glob(".*.tmp"):
+def remove_debris(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files of killed writers of `name`, a pattern; only under the writers' lock."""
+    for path in folder.glob(f".{name}.*.tmp"):
         path.unlink()
 
 
@@ -53,106 +52,81 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def save_tensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> tuple[int, str]:
-    """Write named tensors as safetensors, atomically; any device and memory format.
-
-    Returns (bytes, hex SHA-256) of the file, from what was written. The bytes are those of safetensors'
-    own `save`, which for 90 MB holds the interpreter for a quarter of a second and makes copies: here
-    a thread writes tensor after tensor, and other threads train meanwhile.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    end = 0
-    for name in order:
-        value = tensors[name]
-        start, end = end, end + value.numel() * value.element_size()
-        about = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-        header[name] = about
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        head: list[Any] = [struct.pack("<Q", len(text)), text]
-        for part in itertools.chain(head, _contents(tensors, order)):
-            digest.update(part)
-            file.write(part)
-    return 8 + len(text) + end, digest.hexdigest()
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file. Raises OSError if it is missing or something else, such as a FIFO."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return status.st_size
 
 
-def _contents(tensors: dict[str, Tensor], order: list[str]) -> Iterator[Any]:
-    """The bytes of one tensor after another. Copies to the plain layout are NumPy's: in this thread alone."""
-    for name in order:
-        value = tensors[name].detach().cpu()
-        # bfloat16 is unknown to NumPy; its bits are moved as integers.
-        bits = value.view(torch.int16) if value.dtype is torch.bfloat16 else value
-        yield np.ascontiguousarray(bits.numpy()).reshape(-1).view(np.uint8)
+def read_bytes(path: Path, most: int) -> bytes:
+    """Content of a regular file of at most `most` bytes. Raises OSError if it is missing, no file, larger."""
+    size = regular_size(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, at most {most} are sensible", str(path))
+    return path.read_bytes()
 
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named CPU tensors of a safetensors file. Raises ConfigError if it is missing or damaged."""
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for anything else, nested too deeply included."""
     try:
-        regular_size(path)
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {header} bytes, at most {MAX_HEADER_BYTES} are sensible")
-        return load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; give the path of a safetensors file") from None
-    except Exception as error:  # torch, too, has its own for shapes that cannot be
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"{path} is not an intact safetensors file ({reason}); restore or remove it"
-        ) from error
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__} instead of an object")
+    return value
 
 
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """`load_state_dict` that answers a mismatch with one clear line (see `check_weights`)."""
-    check_weights(module, tensors, source)
-    module.load_state_dict(tensors)
+def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `missing_ok`: an empty one where there is no file.
 
-
-def check_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """ConfigError, naming `source`, unless `tensors` have the names, shapes and kinds of the module's."""
-    own = module.state_dict()
-    missing = sorted(own.keys() - tensors.keys())
-    foreign = sorted(tensors.keys() - own.keys())
-    common = own.keys() & tensors.keys()
-    wrong = [k for k in common if own[k].shape != tensors[k].shape]
-    foreign_kind = [k for k in common if own[k].is_floating_point() != tensors[k].is_floating_point()]
-    if missing or foreign or wrong or foreign_kind:
-        details = [
-            f"{len(names)} {what} (such as {sorted(names)[0]})"
-            for names, what in (
-                (missing, "missing"),
-                (foreign, "unknown"),
-                (wrong, "of another shape"),
-                (foreign_kind, "of another kind of number"),
-            )
-            if names
-        ]
-        raise ConfigError(
-            f"{source} holds another model: tensors {', '.join(details)}; check the model's name"
-        )
+    Raises OSError (see `read_bytes`) or ValueError (see `parse_json`).
+    """
+    try:
+        return parse_json(read_bytes(path, MAX_JSON_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return {}
+        raise
 
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock file `path`; False where there is none, or no locks."""
+    try:
+        with path.open("rb") as file:  # a shared lock, so that two who look do not see one another
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel lets go of it when the process ends, however it ends.
+
+    `waiting` is called once if another process holds it. The file stays: deleting it would let two
+    processes hold locks of the same name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be written: {error}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -2,8 +2,10 @@
 # Makes .venv with the versions of constraints.txt and the project in it (editable). `make venv` and the
 # Dockerfile run it. Where .venv is up to date it returns at once; after an interruption it picks up the rest.
 #
-#   scripts/setup-venv.sh              with the tools of `make test`
+#   scripts/setup-venv.sh              with the tools of `make test` and `make docs`
 #   scripts/setup-venv.sh --no-dev     only what runs need
+#   scripts/setup-venv.sh --oldest     .venv-oldest: of each requirement the oldest version that pyproject.toml allows,
+#                                      of what those bring along the newest; without ffcv
 #
 # PYTHON  the interpreter to use (default: the first of python3.11, python3, python3.12, python3.13 that is
 #         3.11 or newer)
@@ -11,10 +13,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras=dev
-if [ "${1:-}" = --no-dev ]; then extras=; fi
+extras="dev docs"
 ffcv=${FFCV:-1}
 venv=.venv
+case ${1:-} in
+    --no-dev) extras= ;;
+    --oldest) venv=.venv-oldest extras=dev ffcv=0 ;;
+esac
 stamp=$venv/installed
 
 say() { echo "setup-venv.sh: $*"; }
@@ -46,7 +51,7 @@ print(*project["dependencies"], *(r for e in sys.argv[1:] for r in project["opti
 PY
 }
 
-install() { $venv/bin/pip install -qq --disable-pip-version-check --no-input -c constraints.txt "$@"; }
+install() { $venv/bin/pip install -qq --disable-pip-version-check --no-input -c "$constraints" "$@"; }
 
 if [ -x $venv/bin/python ] && $venv/bin/python -m pip --version >/dev/null 2>&1; then
     PYTHON=$venv/bin/python
@@ -63,9 +68,16 @@ if [ "$PYTHON" != $venv/bin/python ]; then
 fi
 rm -f $stamp
 
+constraints=constraints.txt
+if [ $venv = .venv-oldest ]; then
+    constraints=$venv/constraints.txt
+    requirements dev | sed 's/\[.*\]//; s/>=/==/' | grep == >"$constraints"
+fi
+
 say "torch and torchvision: several GB, a few minutes"
 install torch torchvision setuptools
 say "the other Python packages"
+# shellcheck disable=SC2086  # extras are words
 requirements $extras >$venv/requirements.txt
 install -r $venv/requirements.txt
 if [ "$ffcv" != 0 ]; then

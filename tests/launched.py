@@ -59,11 +59,16 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+def recorded(run: Path, step: int) -> bool:
+    """Whether the run in folder `run` has recorded `step` optimizer steps."""
+    metrics = run / "metrics.jsonl"
+    return metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+
 def await_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     """Return as soon as the run in folder `run` has recorded `step` optimizer steps."""
-    metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT
-    while f'"step": {step},' not in (metrics.read_text() if metrics.exists() else ""):
+    while not recorded(run, step):
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"step {step} was never reached:\n{end(process)[1]}")
         time.sleep(0.005)

@@ -11,12 +11,14 @@ import pytest
 from tests.data.archives import cifar10, write_folder
 from tests.launched import ROOT
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
 
 
 @pytest.mark.timeout(900)
 def test_every_part_runs_and_its_tables_are_printed(tmp_path):
-    """tests/gpu, too: what has a CPU form runs here."""
+    """Of tests/gpu some, which all run by themselves, too."""
     images = write_folder(tmp_path, cifar10(train=200, test=100))
     options = ["--device", "cpu", "--out", str(tmp_path / "out"), "--data", str(images), "--minutes", "13"]
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=840)

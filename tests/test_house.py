@@ -110,15 +110,6 @@ def test_one_version_everywhere() -> None:
     assert {project()["version"], newest[1], citation["version"]} == {rmd_dist.__version__}
 
 
-def test_one_licence_everywhere() -> None:
-    """Apache-2.0, with its full text."""
-    text = (ROOT / "LICENSE").read_text()
-    assert "Version 2.0, January 2004" in text
-    assert "END OF TERMS AND CONDITIONS" in text
-    assert project()["license"] == "Apache-2.0"
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["license"] == "Apache-2.0"
-
-
 def test_no_traces_of_a_machine() -> None:
     """No path of somebody's machine; files name what lies beside them."""
     assert not occurrences(r"(?<![\w.])/(work|root|home|Users|opt|mnt|scratch)/\w")
@@ -148,6 +139,16 @@ def test_configs_are_mappings(path: Path) -> None:
     assert text.startswith("#")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / ".pre-commit-config.yaml"],
+    ids=lambda p: p.name,
+)
+def test_files_of_the_code_host_parse(path: Path) -> None:
+    """A workflow or a form that does not parse is passed over there without a word."""
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
 def test_launch_scripts_are_thin(path: Path) -> None:
     """An entry script parses, builds, runs and closes."""
@@ -159,29 +160,6 @@ def test_no_file_is_huge(folder: str) -> None:
     """A file is one idea, most are under 300 lines; past this length it has become several."""
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
     assert not {name: length for name, length in lengths.items() if length > 400}
-
-
-def test_dockerfile_sets_up_as_make_does() -> None:
-    """System packages and .venv come from scripts/, in two stages, and the image does not run as root."""
-    text = (ROOT / "Dockerfile").read_text()
-    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
-    assert len(stages) == 2
-    assert all(stage.startswith("nvidia/cuda:") for stage in stages)
-    assert "scripts/install-system.sh &&" in stages[0]
-    assert "scripts/setup-venv.sh --no-dev" in stages[0]
-    assert "scripts/install-system.sh --runtime" in stages[1]
-    assert re.search(r"^USER (?!root|0\b)", stages[1], re.MULTILINE)
-    assert not re.search(r"apt-get install|pip3? install", text)
-
-
-def test_set_up_ends_at_the_scripts() -> None:
-    """`make demo` and `make test` make .venv first; CI runs `make test`."""
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(r"^venv:\n\t@scripts/setup-venv\.sh$", makefile, re.MULTILINE)
-    assert re.search(r"^demo: venv$", makefile, re.MULTILINE)
-    assert re.search(r"^lint: venv$", makefile, re.MULTILINE)
-    assert re.search(r"^test: lint$", makefile, re.MULTILINE)
-    assert re.search(r"^make test\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +193,8 @@ def test_system_packages_need_root(bare_path: Path) -> None:
     done = run_script("install-system.sh", PATH=str(bare_path))
     assert done.returncode == 1
     assert "called" not in done.stderr
-    assert "not root, and there is no sudo" in done.stderr
-    assert "apt-get install --no-install-recommends g++ pkg-config libopencv-core-dev" in done.stderr
-    assert "make venv FFCV=0" in done.stderr
-    assert "--loader memory" in done.stderr
+    assert "libopencv-core-dev" in done.stderr
+    assert "FFCV=0" in done.stderr
 
 
 def test_system_packages_need_apt(bare_path: Path) -> None:
@@ -226,8 +202,7 @@ def test_system_packages_need_apt(bare_path: Path) -> None:
     (bare_path / "apt-get").unlink()
     done = run_script("install-system.sh", PATH=str(bare_path))
     assert done.returncode == 1
-    assert "no apt-get" in done.stderr
-    assert "a C++ compiler, pkg-config, the headers of OpenCV 4" in done.stderr
+    assert "OpenCV" in done.stderr
 
 
 def test_old_python_is_refused(bare_path: Path, tmp_path: Path) -> None:
@@ -246,12 +221,12 @@ def test_old_python_is_refused(bare_path: Path, tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("setup-venv.sh: needs Python 3.11 or newer; tried: old")
+    assert len(done.stderr.splitlines()) == 1
     assert not (copy / ".venv").exists()
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+    "path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
 def test_documents_are_finished(path: Path) -> None:
     """No place is left to be filled in."""

@@ -1,4 +1,4 @@
-"""Imports point one way: launch -> trainer -> tasks -> {losses, models, data} -> {dist, rng, config}.
+"""Imports point one way: commands -> study, report, engine -> tasks -> evaluation -> data, models, losses...
 
 Read from the source with `ast`, so an import inside a function or under TYPE_CHECKING counts too.
 """
@@ -16,60 +16,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "rmd_dist").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
-# Units (the modules and packages directly under rmd_dist) from the ground up. A unit imports from the layers
-# below its own, and within its layer as long as no circle arises. A new unit is added here.
-LAYERS = (
-    {"config", "config_check", "config_text", "dist", "faults", "files", "jit", "numerics", "reading", "rng"},
-    {"batch_norm", "losses", "models", "data"},
-    {
-        "accelerator",
-        "checkpoint",
-        "cli",
-        "console",
-        "curves",
-        "evaluate",
-        "figures",
-        "guard",
-        "history",
-        "launcher",
-        "monitor",
-        "optim",
-        "preemption",
-        "printing",
-        "resume",
-        "run",
-        "saver",
-        "schedule",
-    },
-    {"tasks"},
-    {"trainer"},
-    {"assess", "start"},
-    {"study"},
-    {"launch"},
+# Rooms (the modules and packages directly under rmd_dist) from the ground up: each imports from those before
+# it alone. A new room is put in its place here.
+ROOMS = (
+    *("errors", "files", "config", "parallel"),
+    *("losses", "models", "data"),
+    *("evaluation", "tasks"),
+    *("runs", "engine"),
+    *("study", "report"),
+    *("commands", "__main__", "launch"),
 )
-LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+LEVEL = {room: level for level, room in enumerate(ROOMS)}
 
-# Units that must stay narrower than their layer allows.
+# Rooms that are narrower than their place allows.
 ONLY = {
-    "batch_norm": {"config", "dist"},
-    "losses": {"config", "dist", "numerics"},
-    "models": {"config", "dist", "rng", "files", "jit", "reading"},
-    "data": {"config", "dist", "faults", "rng", "files", "jit", "reading"},
-    "evaluate": {"config", "data", "dist", "numerics"},
-    "monitor": {"config", "console", "faults", "figures", "files", "reading"},
-    "checkpoint": {"config", "files", "reading"},
-    "saver": {"checkpoint", "faults"},
-    "guard": {"faults"},
-    "preemption": {"faults"},
-    "resume": {"checkpoint", "config", "faults", "run"},
-    "optim": {"config"},
-    "schedule": {"config"},
-    "config": set(),
+    "losses": {"errors", "parallel"},
+    "models": {"errors", "files"},
+    "runs": {"config", "errors", "files"},
+    # It spawns commands.
+    "study": {"config", "data", "errors", "files", "losses", "models", "parallel", "runs"},
 }
 
 
-def unit_of(path: Path) -> str:
-    """`rmd_dist/data/noise.py` -> data, `rmd_dist/dist.py` -> dist, `launch/...` -> launch."""
+def room_of(path: Path) -> str:
+    """`rmd_dist/data/noise.py` -> data, `rmd_dist/errors.py` -> errors, `launch/...` -> launch."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return parts[0] if parts[0] == "launch" else parts[1]
 
@@ -96,22 +66,22 @@ def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
             yield from at_import_time(child)
 
 
-def units_used(source: str, package: str = "rmd_dist") -> set[str]:
-    """Units of rmd_dist that a module uses; `__version__` and the like are the package's own."""
+def rooms_used(source: str, package: str = "rmd_dist") -> set[str]:
+    """Rooms of rmd_dist that a module uses; `__version__` is the package's own."""
     names = [name.split(".") for name in imported(ast.parse(source), package)]
     return {name[1] for name in names if name[0] == "rmd_dist" and len(name) > 1 and name[1] != "__version__"}
 
 
-def complaint(unit: str, target: str) -> str | None:
-    """Why `unit` must not import `target`, or None."""
-    if unit == target:
+def complaint(room: str, target: str) -> str | None:
+    """Why `room` must not import `target`, or None."""
+    if room == target:
         return None
-    for name in (unit, target):
+    for name in (room, target):
         if name not in LEVEL:
-            return f"{name} has no place yet: add it to LAYERS"
-    if target not in ONLY.get(unit, {target}):
-        return f"{unit} may import only {sorted(ONLY[unit])}, not {target}"
-    return f"{unit} imports {target}, which stands above it" if LEVEL[target] > LEVEL[unit] else None
+            return f"{name} has no place yet: add it to ROOMS"
+    if target not in ONLY.get(room, {target}):
+        return f"{room} may import only {sorted(ONLY[room])}, not {target}"
+    return f"{room} imports {target}, which stands above it" if LEVEL[target] > LEVEL[room] else None
 
 
 def package_of(path: Path) -> str:
@@ -150,34 +120,21 @@ def imports_ffcv_at_once(source: str, package: str = "") -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    """No module imports from a layer above its own."""
-    found = [complaint(unit_of(path), unit) for unit in units_used(path.read_text(), package_of(path))]
+    """No module imports from a room above its own: so there are no circles of rooms either."""
+    found = [complaint(room_of(path), room) for room in rooms_used(path.read_text(), package_of(path))]
     assert not [text for text in found if text], path
 
 
-def test_no_circles() -> None:
-    """Units can be put in a line so that each imports only from those before it."""
-    uses: dict[str, set[str]] = {}
-    for path in SOURCES:
-        unit = unit_of(path)
-        uses.setdefault(unit, set()).update(units_used(path.read_text(), package_of(path)) - {unit})
-    uses.pop("__init__", None)
-    while uses:
-        free = {unit for unit, below in uses.items() if not below & uses.keys()}
-        assert free, f"these units import one another in a circle: {sorted(uses)}"
-        uses = {unit: below for unit, below in uses.items() if unit not in free}
+def test_torch_distributed_is_used_in_one_file() -> None:
+    """Collectives and their gradients are in one place."""
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if uses_torch_distributed(path.read_text())}
+    assert users == {"rmd_dist/parallel/collectives.py"}
 
 
-def test_torch_distributed_is_used_by_dist_alone() -> None:
-    """Collectives and their gradients are in one file."""
-    users = {unit_of(path) for path in SOURCES if uses_torch_distributed(path.read_text())}
-    assert users <= {"dist"}
-
-
-def test_accelerator_is_made_in_one_place_and_used_by_the_trainer_alone() -> None:
+def test_accelerator_is_made_in_one_file_and_used_by_the_trainer_alone() -> None:
     """Tasks, losses and evaluation know nothing of Accelerate."""
-    users = {unit_of(path) for path in SOURCES if uses_accelerator(path.read_text())}
-    assert users <= {"accelerator", "trainer"}
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if uses_accelerator(path.read_text())}
+    assert users == {"rmd_dist/parallel/accelerator.py", "rmd_dist/engine/trainer.py"}
 
 
 def test_ffcv_is_imported_only_where_it_is_used() -> None:
@@ -187,15 +144,15 @@ def test_ffcv_is_imported_only_where_it_is_used() -> None:
 
 def test_the_checks_can_fail() -> None:
     """What the tests above look for is found where it is."""
-    assert units_used("from rmd_dist import trainer, dist") == {"trainer", "dist"}
-    assert units_used("from ..models.resnet import x", "rmd_dist.losses") == {"models"}
-    assert units_used("def f():\n    import rmd_dist.data.noise as n") == {"data"}
-    assert complaint("losses", "trainer")
+    assert rooms_used("from rmd_dist import engine, parallel") == {"engine", "parallel"}
+    assert rooms_used("from ..models.resnet import x", "rmd_dist.losses") == {"models"}
+    assert rooms_used("def f():\n    import rmd_dist.data.noise as n") == {"data"}
+    assert complaint("losses", "engine")
     assert complaint("losses", "models")
-    assert complaint("schedule", "dist")
-    assert complaint("tasks", "trainer")
+    assert complaint("study", "engine")
+    assert complaint("tasks", "engine")
     assert complaint("utils", "config")
-    assert not complaint("trainer", "tasks")
+    assert not complaint("engine", "tasks")
     assert uses_torch_distributed("from torch import distributed as d")
     assert uses_torch_distributed("import torch\nx = torch.distributed.get_rank()")
     assert not uses_torch_distributed("import torch\nx = torch.distributions")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rmd_dist.trainer import Trainer
+    from rmd_dist.engine.trainer import Trainer
 
 COMMON = (
     "--dataset digits --loader memory --model resnet18_cifar_w16 --cpu true --batch-size 48 --workers 1 "
@@ -32,8 +32,8 @@ def _parsed(stage: str, arguments: list[str]) -> Any:
     """A run's configuration; and accelerate forgets the run before, whose precision may have been another."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from rmd_dist.cli import parse
     from rmd_dist.config import DistillConfig, PretrainConfig
+    from rmd_dist.config.cli import parse
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -42,7 +42,7 @@ def _parsed(stage: str, arguments: list[str]) -> Any:
 
 def train_tiny(stage: str, arguments: list[str]) -> dict[str, Any]:
     """Run one stage in this process (or on this rank); returns its results."""
-    from rmd_dist.start import train
+    from rmd_dist.engine.start import train
 
     return train(_parsed(stage, arguments))
 
@@ -50,7 +50,7 @@ def train_tiny(stage: str, arguments: list[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def trainer_of(stage: str, arguments: list[str]) -> Iterator[Trainer]:
     """The trainer of a run, before its first step."""
-    from rmd_dist.start import opened_trainer
+    from rmd_dist.engine.start import opened_trainer
 
     with opened_trainer(_parsed(stage, arguments)) as trainer:
         yield trainer
@@ -58,8 +58,8 @@ def trainer_of(stage: str, arguments: list[str]) -> Iterator[Trainer]:
 
 def final_tensors(stage: str, runs: Path) -> dict[str, Tensor]:
     """Everything in the newest checkpoint: weights, buffers and momentum."""
-    from rmd_dist.checkpoint import newest
-    from rmd_dist.files import read_tensors
+    from rmd_dist.engine.checkpoint import newest
+    from rmd_dist.models.weights import read_tensors
 
     checkpoint = newest(runs / stage / "tiny" / "checkpoints", warn=print)
     assert checkpoint is not None
@@ -68,7 +68,7 @@ def final_tensors(stage: str, runs: Path) -> dict[str, Tensor]:
 
 def tensors_at(stage: str, runs: Path, step: int) -> dict[str, Tensor]:
     """Everything in the checkpoint of a step."""
-    from rmd_dist.files import read_tensors
+    from rmd_dist.models.weights import read_tensors
 
     return read_tensors(runs / stage / "tiny" / "checkpoints" / f"step-{step:09d}.safetensors")
 

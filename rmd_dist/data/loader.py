@@ -1,6 +1,6 @@
-"""Batches in the global order: uint8 views and sample indices, normalised on the training device.
+"""Batches in the global order: uint8 views and sample indices.
 
-    build_loader -> Loader.epoch(e, start_batch) -> Batch(views, index) -> .to(device) -> normalize
+    build_loader -> Loader.epoch(e, start_batch) -> Batch(views, index) -> .to(device) -> Preprocess
 
 The order is a function of (seed, epoch) and the pixels of (seed, epoch, sample, view), so that any
 number of ranks, workers and restarts sees the same batches. Two sources give the same bytes: `ffcv`
@@ -9,23 +9,23 @@ reads a mapped beton, `memory` an array. Labels are looked up by index: clean or
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data.augment import AugmentConfig, Augmenter
-from rmd_dist.data.datasets import Dataset
-from rmd_dist.data.pixels import Bytes
+from rmd_dist import parallel
+from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, ThreadReader, consume
-from rmd_dist.dist import share, share_sizes
-from rmd_dist.rng import permutation
+from rmd_dist.data.render.augment import AugmentConfig, Augmenter
+from rmd_dist.data.render.pixels import Bytes
+from rmd_dist.data.render.rng import permutation
+from rmd_dist.errors import ConfigError
+from rmd_dist.parallel import share, share_sizes
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,6 @@ class Batch:
         """The batch on `device`; the copy does not wait where memory is pinned."""
         views = tuple(view.to(device, non_blocking=True) for view in self.views)
         return Batch(views, self.index.to(device, non_blocking=True))
-
-
-def normalize(
-    images: Tensor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    channels_last: bool = True,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """uint8 (b, H, W, 3) -> (b, 3, H, W) = (images / 255 - mean) / std in fp32, then `dtype`; same device.
-
-    The result is channels_last in memory, as the images are, unless that is declined.
-    """
-    scale, shift = _affine(tuple(mean), tuple(std), images.device)
-    floats = images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift).to(dtype)
-    return floats if channels_last else floats.contiguous()
-
-
-@functools.lru_cache(maxsize=16)
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each (3, 1, 1); kept, because sending them anew would stall a GPU in every step."""
-    with torch.inference_mode(False):  # evaluation may be the first to ask, training gets the same tensors
-        scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=torch.float32, device=device)
-        shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        return scale.view(-1, 1, 1), torch.tensor(shift, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +90,7 @@ class Order:
         return own[start_batch * self.batch_size :]
 
 
-class Source(Protocol):
+class PixelSource(Protocol):
     """Where pixels come from."""
 
     def read(self, rows: Ints, epoch: int) -> Reader:
@@ -151,7 +126,7 @@ class MemorySource:
 class Loader:
     """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
 
-    def __init__(self, order: Order, source: Source, augmenter: Augmenter, pinned: bool) -> None:
+    def __init__(self, order: Order, source: PixelSource, augmenter: Augmenter, pinned: bool) -> None:
         self._order, self._source, self._augmenter, self._pinned = order, source, augmenter, pinned
         self._readers: set[Reader] = set()
         self._closed = False
@@ -206,26 +181,30 @@ class Loader:
 def build_loader(
     dataset: Dataset,
     *,
-    kind: Literal["ffcv", "memory"] = "ffcv",
     augment: AugmentConfig,
     batch_size: int,
-    seed: int,
+    seed: int = 0,
     indices: Ints | None = None,
     shuffle: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
     workers: int = 1,
     batches_ahead: int = 3,
     pinned: bool = False,
 ) -> Loader:
     """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
 
+    Pixels come from the beton if the data set has one, else from memory.
+
     shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
     shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
-    rank's, and ranks may differ by one batch. `workers` are this rank's threads. `pinned`: batches in
+    rank's, and ranks may differ by one batch. `rank` and `world_size` are the process's unless given,
+    `workers` its threads. `pinned`: batches in
     page-locked memory, for a CUDA device. Memory: batches_ahead + 2 batches. Raises ConfigError for values
     that cannot work, ValueError for indices out of range.
     """
+    rank = parallel.rank() if rank is None else rank
+    world_size = parallel.world_size() if world_size is None else world_size
     count = len(dataset.labels)
     chosen = np.arange(count) if indices is None else np.ascontiguousarray(indices, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= count):
@@ -245,17 +224,15 @@ def build_loader(
     order = Order(chosen, batch_size, seed, shuffle, rank, world_size)
     size = dataset.info.image_size
     augmenter = Augmenter(augment, size=size, seed=seed, workers=workers, pinned=pinned)
-    source = _open(dataset, kind, augmenter, order.rank_batch, batches_ahead)
+    source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
     return Loader(order, source, augmenter, pinned)
 
 
-def _open(dataset: Dataset, kind: str, augmenter: Augmenter, batch_size: int, ahead: int) -> Source:
-    if kind == "memory" and dataset.images is not None:
-        return MemorySource(dataset.images, augmenter, batch_size, ahead)
-    if kind == "ffcv" and dataset.beton is not None:
-        from rmd_dist.data.ffcv_source import FfcvSource  # needs ffcv
+def _open(dataset: Dataset, augmenter: Augmenter, batch_size: int, ahead: int) -> PixelSource:
+    if dataset.beton is not None:
+        from rmd_dist.data.sources.ffcv import FfcvSource
 
         return FfcvSource(dataset.beton, augmenter, batch_size, ahead)
-    raise ConfigError(
-        f"loader is {kind!r}; this data set was opened for another loader; allowed are ffcv and memory"
-    )
+    if dataset.images is None:
+        raise ValueError(f"{dataset.info.name} {dataset.split} has neither a beton nor images")
+    return MemorySource(dataset.images, augmenter, batch_size, ahead)

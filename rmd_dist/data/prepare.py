@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data.beton import BetonHeader, Progress, beton_path, check_beton, read_images, write_beton
-from rmd_dist.data.datasets import (
-    Dataset,
-    DatasetInfo,
-    Split,
-    dataset_info,
-    load_samples,
-    source_sha256,
+from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.sources import find_source
+from rmd_dist.data.sources.base import DatasetInfo, DataSource, Split
+from rmd_dist.data.sources.beton import (
+    BetonHeader,
+    Progress,
+    beton_path,
+    check_beton,
+    read_images,
+    write_beton,
 )
-from rmd_dist.data.lock import exclusive
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import exclusive
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -27,27 +29,30 @@ def prepare(name: str, root: Path, source: Path | None = None, *, progress: Prog
     never written again. Raises ConfigError when a beton or its source is damaged, or when an existing
     beton was written from other samples than `source` holds.
     """
-    root, info = Path(root), dataset_info(name)
+    data_source, root = find_source(name), Path(root)
+    info = data_source.info
     if _missing(info, root):
         waiting = (lambda: progress("waiting for the process that writes", 0, 0)) if progress else None
-        with exclusive(root / f".{name}.lock", waiting):
-            _build(info, root, source, progress)
-    for split in SPLITS:
-        header = _header(info, split, root)
-        if source is not None:
-            _check_source(header, source, source_sha256(name, source))
+        with exclusive(root / f".{info.name}.lock", waiting):
+            _build(data_source, root, source, progress)
+    headers = [_header(info, split, root) for split in SPLITS]
+    if source is not None:
+        sha256 = data_source.sha256(source)
+        for header in headers:
+            _check_source(header, data_source, source, sha256)
 
 
-def _build(info: DatasetInfo, root: Path, source: Path | None, progress: Progress | None) -> None:
+def _build(data_source: DataSource, root: Path, source: Path | None, progress: Progress | None) -> None:
     """Write what is missing, unless what is there came from other samples."""
+    info = data_source.info
     missing = _missing(info, root)  # another process may have been first
     present = [_header(info, split, root) for split in SPLITS if split not in missing]
     for split in missing:
         if progress:
             progress(f"reading {info.name} {split}", 0, 0)
-        samples = load_samples(info.name, split, root, source)
+        samples = data_source.load(split, root, source)
         for header in present:
-            _check_source(header, Path(samples.source), samples.source_sha256)
+            _check_source(header, data_source, Path(samples.source), samples.source_sha256)
         write_beton(samples, info, split, root, progress)
 
 
@@ -66,18 +71,19 @@ def open_dataset(
     pixels in one array, from `source`, else from an intact beton in `root`, else from the archive in
     `root` or torchvision's download. Neither needs ffcv to be installed.
     """
-    root, info = Path(root), dataset_info(name)
+    data_source, root = find_source(name), Path(root)
+    info = data_source.info
     if loader == "ffcv":
         prepare(name, root, source, progress=progress)
         header = _header(info, split, root)
         return Dataset(info, split, header.labels, header.path, None, header.manifest["samples_sha256"])
     if loader != "memory":
         raise ConfigError(f"loader {loader!r} is unknown; choose ffcv or memory")
-    if source is None and beton_path(root, name, split).exists():
+    if source is None and beton_path(root, info.name, split).exists():
         header = _header(info, split, root)
         images, sha256 = read_images(header), header.manifest["samples_sha256"]
         return Dataset(info, split, header.labels, None, images, sha256)
-    samples = load_samples(name, split, root, source)
+    samples = data_source.load(split, root, source)
     return Dataset(info, split, samples.labels, None, samples.images, samples.sha256())
 
 
@@ -93,12 +99,12 @@ def _header(info: DatasetInfo, split: Split, root: Path) -> BetonHeader:
     if given != [info.name, split, list(info.classes), info.image_size]:
         raise ConfigError(
             f"{path} holds {given[0]} {given[1]}, not {info.name} {split}; "
-            "delete it and run launch/prepare.py, which writes it anew"
+            "delete it and run rmd prepare, which writes it anew"
         )
     return header
 
 
-def _check_source(header: BetonHeader, source: Path, sha256: str) -> None:
+def _check_source(header: BetonHeader, data_source: DataSource, source: Path, sha256: str) -> None:
     """ConfigError if the beton was written from other samples than `source` holds.
 
     A tar and its unpacked folder have other sums but the same samples, so those decide.
@@ -106,10 +112,8 @@ def _check_source(header: BetonHeader, source: Path, sha256: str) -> None:
     manifest = header.manifest
     if manifest["source_sha256"] == sha256:
         return
-    if (
-        manifest["samples_sha256"]
-        != load_samples(manifest["dataset"], manifest["split"], Path(), source).sha256()
-    ):
+    samples = data_source.load(manifest["split"], Path(), source)
+    if samples.sha256() != manifest["samples_sha256"]:
         raise ConfigError(
             f"{header.path} was written from {manifest['source']}, whose images are not those of {source}; "
             "leave --source out to use the beton, or delete it, or choose another folder for betons"

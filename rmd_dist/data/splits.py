@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from rmd_dist.config import ConfigError
-from rmd_dist.rng import permutation
+from rmd_dist.data.render.rng import permutation
+from rmd_dist.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 
 # Streams of their own, in epochs that no training reaches: all runs agree on the subset and the hold-out.
 _SUBSET, _HOLD_OUT, _PROBE = 2**62, 2**62 + 1, 2**62 + 2
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Sample indices, each in rising order."""
+
+    train: Indices
+    """Of the training split: what is trained on."""
+
+    validation: Indices
+    """Of the training split: what is held out, to select a checkpoint by its noisy labels."""
+
+    probe: Indices
+    """Of `train`: what is measured while training."""
+
+    test: Indices
+    """Of the test split."""
+
+
+def choose(
+    train_count: int,
+    test_count: int,
+    *,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
+    validation: float = 0.0,
+    probe_samples: int = 0,
+) -> Splits:
+    """The splits of a run over `train_count` and `test_count` images; the same for every seed.
+
+    `train_samples` of the training images are used, a share of `validation` of them held out, and at most
+    `probe_samples` of the others measured (0: all); the first `test_samples` test images are measured.
+    Raises ConfigError if `train_samples` exceeds the count.
+    """
+    train, held_out = hold_out(subset(train_count, train_samples), validation)
+    test: Indices = np.arange(test_count)[:test_samples]
+    return Splits(train, held_out, probe(train, probe_samples), test)
 
 
 def subset(count: int, size: int | None) -> Indices:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmd_dist.config import ConfigError
+from rmd_dist.errors import ConfigError
 
 FEW_CLASSES = 10
 """Up to so many classes the authors' CIFAR-10 settings are the defaults, above it those of CIFAR-100."""

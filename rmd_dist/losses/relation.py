@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rmd_dist import dist
-from rmd_dist.config import ConfigError
+from rmd_dist import parallel
+from rmd_dist.errors import ConfigError
 from rmd_dist.losses.relation_forms import FORMS, NodeTarget, Weights, cheaper, z_scores
-from rmd_dist.numerics import full_precision
+from rmd_dist.parallel.numerics import full_precision
 
 
 class RelationTerms(NamedTuple):
@@ -79,7 +79,7 @@ class RelationLoss(nn.Module):
     """L_graph = node_weight ||T S^T - I||_F + edge_weight ||E_t - E_s||_F (paper equation 10).
 
     T and S are the standardised rows of teacher and student over ALL ranks, so that T S^T holds Pearson
-    correlations. Every rank sees the global value; gradients follow the convention of rmd_dist.dist. A
+    correlations. Every rank sees the global value; gradients follow the convention of rmd_dist.parallel. A
     constant row counts as a zero row and gets no gradient. Computed in fp32 proper, whatever autocast and
     TensorFloat-32 are set to.
 
@@ -127,7 +127,7 @@ class RelationLoss(nn.Module):
             nodes, pairs = self.reference_batch, batch * (batch - 1)
             diag = nodes / batch
             off = nodes * (nodes - 1) / pairs if pairs else diag  # a lone node has no pairs
-        scale = dist.average_gradient_scale()
+        scale = parallel.average_gradient_scale()
         return Weights(diag, off, self.node_weight * scale, self.edge_weight * scale)
 
     def forward(self, student: Tensor, teacher: Tensor, sizes: Sequence[int] | None = None) -> RelationTerms:
@@ -136,7 +136,7 @@ class RelationLoss(nn.Module):
         Args:
             student: this rank's features (b, D).
             teacher: the same samples' (b, D); gets no gradient. With node_weight 0 its width may differ.
-            sizes: b of every rank, where the caller knows; unset, those of dist.row_counts.
+            sizes: b of every rank, where the caller knows; unset, those of parallel.row_counts.
 
         Raises:
             ConfigError: for node matching between features of different width.
@@ -150,7 +150,7 @@ class RelationLoss(nn.Module):
                 f"teacher {teacher.shape[1]}: use a teacher of the student's model, or graph.node_weight 0"
             )
         if sizes is None:
-            sizes = dist.row_counts(student)
+            sizes = parallel.row_counts(student)
         if sum(sizes) == 0:
             raise ValueError("a relation graph needs at least one sample over all ranks")
         need = student.requires_grad and torch.is_grad_enabled()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rmd_dist import dist
+from rmd_dist import parallel
 
 BLOCK_NUMEL = {"cpu": 2**21, "cuda": 2**26}
 """Numbers in the largest temporary matrix: 8 MiB in fp32, which a CPU's cache holds; 256 MiB, so that a GPU
@@ -148,10 +148,10 @@ def rows_form(
     """
     own = align(student, teacher)
     s, t, delta = own.s, own.t, own.delta
-    batch, start, width = sum(sizes), sum(sizes[: dist.rank()]), s.shape[1]
+    batch, start, width = sum(sizes), sum(sizes[: parallel.rank()]), s.shape[1]
     all_s, all_t, all_delta = s, t, delta
-    if dist.world_size() > 1:
-        gathered = dist.all_gather_rows(torch.cat([s, delta], dim=1), sizes)
+    if parallel.world_size() > 1:
+        gathered = parallel.all_gather_rows(torch.cat([s, delta], dim=1), sizes)
         all_s, all_delta = gathered[:, :width], gathered[:, width:]
         all_t = all_s - all_delta
     identity = target == "identity"
@@ -192,7 +192,7 @@ def rows_form(
             grad = parts[0].mul_(b).add_(parts[1].mul_(a))
         return own.feature_gradient(grad)
 
-    return Graph(dist.all_reduce_sum(squares).mul_(scale), gradient, later=False)
+    return Graph(parallel.all_reduce_sum(squares).mul_(scale), gradient, later=False)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -235,8 +235,8 @@ def gram_form(
         sums[2].addmm_(own.delta.T, own.delta)
         diagonals = torch.stack([node_diag, edge_diag, node_diag - target_diag, edge_diag])
         squares += diagonals.double().square().sum(1)
-    g, x, q = dist.all_reduce_sum(sums) if dist.world_size() > 1 else sums
-    diag_in_sums, diag = dist.all_reduce_sum(squares).view(2, 2)
+    g, x, q = parallel.all_reduce_sum(sums) if parallel.world_size() > 1 else sums
+    diag_in_sums, diag = parallel.all_reduce_sum(squares).view(2, 2)
     xt = x.T.contiguous()
     tt = (g - x).sub_(xt).add_(q)
     # Both sums of squares, of S T^T or Delta T^T, and of Delta S^T and T Delta^T:

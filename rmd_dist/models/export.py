@@ -6,6 +6,7 @@ The folder is a timm model: `timm.create_model("local-dir:FOLDER", pretrained=Tr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ import torch
 from torch import Tensor, nn
 
 import rmd_dist.models.resnet  # noqa: F401  (registers the CIFAR ResNets with timm)
-from rmd_dist.config import ConfigError
-from rmd_dist.files import check_weights, load_weights, read_tensors, save_tensors, sha256, write_json
-from rmd_dist.reading import read_json
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import read_json, sha256, write_json
+from rmd_dist.models.weights import check_weights, load_weights, read_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+INPUT = ("input_size", "mean", "std")
+"""What a `pretrained_cfg` says of the images that its model wants."""
+
+NETWORK = "network"
+"""Key of a checkpoint's scalars: what the names of the tensors begin with that make up the model for use."""
+
+MAX_SIZE = 4096  # pixels of a side
+_NETWORKS = ("model/encoder.", "model/model.")  # of checkpoints without that key
 
 
 @dataclass(frozen=True)
@@ -32,27 +41,36 @@ class LoadedModel:
     num_classes: int
     dataset: str | None
     stage: str | None
+    input: dict[str, Any] | None
+    """Size, mean and std of the images it wants, which its `pretrained_cfg` has too; None: not recorded."""
     path: Path
     sha256: str
 
+    def assume_input(self, input: dict[str, Any]) -> None:
+        """Take `input` for what was not recorded: before it was, models wanted what their data set is."""
+        if self.input is None:
+            self.module.pretrained_cfg |= input
 
-def create(name: str, num_classes: int) -> Any:  # timm's models share methods, but no type that has them
+
+def create(name: str, num_classes: int, input: dict[str, Any] | None = None) -> Any:
     """A freshly initialised timm model; `num_classes=0` gives pooled features (B, num_features).
 
-    Raises ConfigError naming close models if timm does not know `name`.
+    `input`: what its `pretrained_cfg` is to say of images: input_size (3, H, W), mean and std; default: what
+    timm says. A model that is built for one size of image is built for this one. Raises ConfigError naming
+    close models if timm does not know `name`.
     """
     if (
         not timm.is_model(name) or "." in name
     ):  # what follows a dot would be timm's name of weights to download
         near = timm.list_models(f"*{name.split('_')[0]}*cifar*") or timm.list_models("*_cifar*")
         raise ConfigError(f"model.name = {name!r} is not a timm model; try {', '.join(near)}")
-    return timm.create_model(name, num_classes=num_classes)
+    return timm.create_model(name, num_classes=num_classes, pretrained_cfg_overlay=input)
 
 
 def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: dict[str, Any]) -> None:
     """Write `module` as a timm-loadable folder; `about` (data set, classes, stage) goes into its config."""
     pretrained = dict(getattr(module, "pretrained_cfg", {}))
-    keep = ("input_size", "mean", "std", "first_conv", "classifier", "crop_pct", "interpolation")
+    keep = (*INPUT, "first_conv", "classifier", "crop_pct", "interpolation")
     save_tensors(folder / WEIGHTS, module.state_dict())
     write_json(
         folder / CONFIG,
@@ -68,7 +86,7 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
 
 
 def load(path: Path, default_architecture: str) -> LoadedModel:
-    """Read a model from a run folder, an exported file, or a training checkpoint of either stage.
+    """Read a model from a run folder, an exported file, or a training checkpoint of any task.
 
     Raises ConfigError if nothing is there, the file is damaged or it holds another architecture.
     """
@@ -81,34 +99,55 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
             else "no model is there"
         )
         raise ConfigError(f"{path} has no {WEIGHTS}: {hint}, or name a file in its checkpoints/ folder")
-    tensors = _inference_part(read_tensors(file))
+    tensors = _network_of(read_tensors(file), file)
     about = _about(folder) or _about(folder.parent)  # checkpoints/ lie one folder below
     architecture, dataset, stage = (about.get(key) for key in ("architecture", "dataset", "stage"))
     if not all(isinstance(value, str | None) for value in (architecture, dataset, stage)):
         raise ConfigError(
             f"{folder}: architecture, dataset and stage must be text; restore {CONFIG} or remove it"
         )
-    architecture = architecture or default_architecture
+    architecture, input = architecture or default_architecture, _input(about, folder)
     # First without memory: the file's names and shapes decide whether there will be a model.
     with torch.device("meta"):
-        outline = create(architecture, num_classes=0)
+        outline = create(architecture, 0, input)
         classifier = tensors.get(f"{outline.pretrained_cfg['classifier']}.weight")
         num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
         if num_classes and classifier is not None and classifier.numel():
-            outline = create(architecture, num_classes)
+            outline = create(architecture, num_classes, input)
     check_weights(outline, tensors, file)
-    module = create(architecture, num_classes)
+    module = create(architecture, num_classes, input)
     load_weights(module, tensors, file)
-    return LoadedModel(module, architecture, num_classes, dataset, stage, file, sha256(file))
+    return LoadedModel(module, architecture, num_classes, dataset, stage, input, file, sha256(file))
 
 
-def _inference_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a training checkpoint the encoder's or the student's tensors; of an exported file all."""
-    for prefix in ("model/encoder.", "model/model."):
+def _network_of(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Of a training checkpoint the tensors of the model for use, by its names; of an exported file all."""
+    recorded = _read_json(file.with_suffix(".json")).get("scalars", {}) if file.suffix else {}
+    named = recorded.get(NETWORK) if isinstance(recorded, dict) else None
+    for prefix in (named,) if isinstance(named, str) else _NETWORKS:
         part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if part:
             return part
     return tensors
+
+
+def _input(about: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """What was recorded of the images that a model wants. Raises ConfigError if that cannot be."""
+    given = about.get("input")
+    if given is None:
+        return None
+    try:
+        size, mean, std = (tuple(given[key]) for key in INPUT)
+        sound = len(size) == len(mean) == len(std) == 3 and size[0] == 3
+        sound = sound and all(type(n) is int and 0 < n <= MAX_SIZE for n in size)
+        sound = sound and all(isinstance(v, int | float) and math.isfinite(v) for v in (*mean, *std))
+        if not sound or min(std) <= 0:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise ConfigError(
+            f"{folder}: input = {given!r} must have input_size [3, H, W], mean and std; restore {CONFIG}"
+        ) from None
+    return {"input_size": size, "mean": mean, "std": std}
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -124,8 +163,6 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return read_json(path, missing_ok=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or remove it") from None

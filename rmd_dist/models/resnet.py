@@ -43,8 +43,8 @@ class CifarResNet(ResNet):
         # timm fixes a plain stem at 64 channels; a deep one is twice stem_width wide, and replaced below.
         stem: dict[str, Any] = {"stem_type": "deep", "stem_width": channels[0] // 2}
         super().__init__(block, layers, num_classes, in_chans, channels=channels, **stem, **kwargs)
-        place: dict[str, Any] = {name: kwargs.get(name) for name in ("device", "dtype")}
-        conv = nn.Conv2d(in_chans, channels[0], 3, stem_stride, padding=1, bias=False, **place)
+        factory: dict[str, Any] = {name: kwargs.get(name) for name in ("device", "dtype")}
+        conv = nn.Conv2d(in_chans, channels[0], 3, stem_stride, padding=1, bias=False, **factory)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.add_module("conv1", conv)
         self.add_module("maxpool", nn.Identity())

@@ -17,7 +17,7 @@ class SimSiamOutput(NamedTuple):
 
 
 def feature_width(encoder: nn.Module) -> int:
-    """D of the pooled features (B, D) that a timm model with num_classes=0 gives."""
+    """D of the pooled features (B, D) that a timm model gives, below its classifier if it has one."""
     width = getattr(encoder, "head_hidden_size", None)  # where timm's head has a layer before the classifier
     return int(width if width else encoder.num_features)  # type: ignore[arg-type]
 

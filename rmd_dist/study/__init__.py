@@ -1,1 +1,1 @@
-"""Studies: many runs as one grid, kept by Optuna, and the tables, curves and pictures made of them."""
+"""Studies: many runs as one grid, their folders the only record of where each stands."""

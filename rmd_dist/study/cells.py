@@ -11,25 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmd_dist.cli import flatten, from_dict
-from rmd_dist.config import AnyConfig, ConfigError, DistillConfig, PretrainConfig
-from rmd_dist.config_check import validate
-from rmd_dist.data.datasets import dataset_info
+from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig
+from rmd_dist.config.checks import validate
+from rmd_dist.config.cli import from_dict
+from rmd_dist.config.convert import flatten
+from rmd_dist.config.fields import facts_of
+from rmd_dist.data.dataset import dataset_info
+from rmd_dist.errors import ConfigError
 from rmd_dist.files import sha256
-from rmd_dist.run import FREE_KEYS, default_name
+from rmd_dist.runs.folder import default_name
 from rmd_dist.study.spec import StudySpec, merge
 
 CLEAN = "clean labels"
 """Method of the cell that the noise gap is measured against."""
 
 
-_FOUND = ("data.test_samples", "run.max_steps", "eval.every_epochs", "eval.train_samples", "eval.knn_")
-"""Keys that may change in the midst of a run, but decide what a table shows of it."""
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `key` names it, in the ledger and as a run folder, and ends in its digest."""
+    """One run of a study. `key` names it, its run folder and its attempts, and ends in its digest."""
 
     key: str
     config: AnyConfig
@@ -40,7 +39,11 @@ class Cell:
     @property
     def stage(self) -> str:
         """`pretrain` or `distill`."""
-        return "pretrain" if isinstance(self.config, PretrainConfig) else "distill"
+        return self.config.stage
+
+    def run_folder(self, study: Path) -> Path:
+        """Where its run is in the folder of a study."""
+        return study / "runs" / self.stage / self.key
 
     @property
     def steps(self) -> int:
@@ -55,8 +58,16 @@ class Cell:
     @property
     def digest(self) -> str:
         """Hex digest of what is computed; cells of equal digest are the same run."""
-        values = flatten(self.config)
-        matters = {k: v for k, v in values.items() if not k.startswith(FREE_KEYS) or k.startswith(_FOUND)}
+        facts, defaults = facts_of(type(self.config)), flatten(type(self.config)())
+        matters = {
+            key: value
+            for key, value in flatten(self.config).items()
+            if key not in facts or not facts[key].free or facts[key].reported
+        }
+        # Cells that were run before there was such a key keep their digest.
+        for key in facts:
+            if facts[key].added_later and matters.get(key) == defaults[key]:
+                del matters[key]
         matters |= {"needs": self.needs}
         if (file := matters.get("teacher")) not in (None, "random"):
             matters["teacher"] = content(str(file))  # wherever it lies
@@ -203,7 +214,7 @@ def content(file: str) -> str:
     except OSError as error:
         raise ConfigError(
             f"teacher {file} cannot be read ({error.strerror}); give another file, or pretrain anew by "
-            "launch/study.py --fresh-teachers"
+            "rmd study --fresh-teachers"
         ) from error
 
 

@@ -1,29 +1,29 @@
-"""What launch/study.py does, given its parsed arguments."""
+"""What rmd study does, given its parsed arguments."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from rmd_dist.config import ConfigError, DistillConfig
-from rmd_dist.config_text import read_yaml
-from rmd_dist.faults import EXIT_FAULT
-from rmd_dist.printing import print_table
+from rmd_dist.config import DistillConfig
+from rmd_dist.config.text import read_yaml
+from rmd_dist.errors import EXIT_FAULT, ConfigError
+from rmd_dist.parallel.processes import share_of_cores
+from rmd_dist.runs.console import print_table
 from rmd_dist.study import tune
 from rmd_dist.study.cells import Cell, plan
-from rmd_dist.study.folder import write_specs
-from rmd_dist.study.ledger import Ledger, Status, read_status
-from rmd_dist.study.outlook import StepTimes, kind_of, outlook_rows
+from rmd_dist.study.folder import Study, study_of, write_specs
+from rmd_dist.study.outlook import Kind, StepTimes, kind_of, outlook_rows, step_seconds
 from rmd_dist.study.runner import Data, Topology, start
 from rmd_dist.study.spec import StudySpec, load_spec
-from rmd_dist.study.worker import Crew, Tally, Worker
+from rmd_dist.study.status import read_status, retry
+from rmd_dist.study.worker import Pruner, Tally, Worker, work
 
 MEASURED_STEPS = 40
 
@@ -36,19 +36,22 @@ def study(args: argparse.Namespace) -> int:
     specs = [tune.prepared(spec) for spec in given]
     if any(spec.tune for spec in specs) and len(specs) > 1:
         raise ConfigError("a search for K goes by itself; give its YAML file alone")
-    cells, _ = plan(specs)
+    if args.storage:
+        say("--storage is not needed any more: the study's folder holds all there is to know of its cells")
+    cells, tables = plan(specs)
     folder = args.out or Path("studies") / specs[0].name
-    crew = _topologies(args)
+    topologies = _topologies(args)
     data = Data(args.data_root, args.source, args.loader, args.cpu)
     if args.dry_run:
-        return _dry_run(args, folder, cells, crew[0], data)
+        return _dry_run(args, study_of(folder, cells, tables), topologies[0], data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {folder} ({error.strerror}); give another --out") from error
     if specs[0].tune:
-        return _search(args, folder, specs[0], crew, data)
-    return _told(_run(args, folder, specs, cells, crew, data), folder, cells, args.storage)
+        return _search(args, folder, specs[0], topologies, data)
+    tally = _run(args, folder, specs, cells, topologies, data)
+    return _told(tally, study_of(folder, cells, tables))
 
 
 def _run(
@@ -56,95 +59,83 @@ def _run(
     folder: Path,
     specs: Sequence[StudySpec],
     cells: Sequence[Cell],
-    crew: Sequence[Topology],
+    topologies: Sequence[Topology],
     data: Data,
-    **watch: Any,
+    *,
+    pruner: Pruner | None = None,
+    together: bool = False,
 ) -> Tally:
-    """Enter the cells and work through them."""
-    ledgers = [Ledger(folder, args.storage) for _ in crew]
-    try:
-        entered = ledgers[0].enter(cells)
-        write_specs(folder, specs)
-        if args.retry_failed:
-            for key in ledgers[0].retry(cell.key for cell in cells):
-                say(f"{key}: failed before, waits again")
-        say(f"{folder}: {len(cells)} cells, {entered} of them new; {len(crew)} at a time")
-        workers = [
-            Worker(folder, cells, ledger, topology, data, say, **watch)
-            for ledger, topology in zip(ledgers, crew, strict=True)
-        ]
-        return Crew(workers).run()
-    finally:
-        for ledger in ledgers:
-            ledger.close()
+    """Work through the cells."""
+    write_specs(folder, specs)
+    if args.retry_failed:
+        for key in retry(folder, cells):
+            say(f"{key}: failed before, waits again")
+    left = sum(not status.done for status in read_status(folder, cells).values())
+    say(f"{folder}: {len(cells)} cells, {left} of them to be run; {len(topologies)} at a time")
+    workers = [
+        Worker(folder, cells, topology, data, say, pruner=pruner, together=together)
+        for topology in topologies
+    ]
+    return work(workers)
 
 
-def _told(tally: Tally, folder: Path, cells: Sequence[Cell], storage: str | None) -> int:
+def _told(tally: Tally, study: Study) -> int:
     """Print where the study stands; 1 if cells have failed."""
-    status = read_status(folder, storage)
     by_state: dict[str, list[str]] = {}
-    for cell in cells:
-        by_state.setdefault(status[cell.key].state, []).append(cell.key)
+    for key, status in study.status.items():
+        by_state.setdefault(status.state, []).append(key)
     counts = ", ".join(f"{len(keys)} {state}" for state, keys in sorted(by_state.items()))
-    say(f"{folder}: {counts}; {len(tally.finished)} finished by this command")
+    say(f"{study.folder}: {counts}; {len(tally.finished)} finished by this command")
     for key in by_state.get("running", []):
-        say(f"running elsewhere: {key} ({status[key].worker})")
+        say(f"running elsewhere: {key} ({study.status[key].worker})")
     for key in by_state.get("failed", []):
-        say(f"failed: {key}: {status[key].why} (log: {folder / 'logs' / f'{key}.log'})")
+        say(f"failed: {key}: {study.status[key].why} (log: {study.folder / 'logs' / f'{key}.log'})")
     if by_state.get("failed"):
         say("run failed cells again with --retry-failed")
     if by_state.get("waiting"):
         say("cells that wait need a teacher whose pretraining has not finished")
-    say(f"report: python launch/report.py {folder}")
+    say(f"report: rmd report {study.folder}")
     return EXIT_FAULT if by_state.get("failed") else 0
 
 
 def _search(
-    args: argparse.Namespace, folder: Path, spec: StudySpec, crew: Sequence[Topology], data: Data
+    args: argparse.Namespace, folder: Path, spec: StudySpec, topologies: Sequence[Topology], data: Data
 ) -> int:
     """The coarse grid of K, then the fine one around its best, then the choice."""
-    whole = Tally()
-    ledger = Ledger(folder, args.storage)
-    _, (table,) = plan([spec])
-    finer = tune.refined(spec, table, ledger.status())
+    tally = Tally()
+    cells, tables = plan([spec])
+    found = study_of(folder, cells, tables)
+    finer = tune.refined(found, tables[0])  # of a search that is continued
     while True:
         spec = finer or spec
         assert spec.tune
-        cells, (table,) = plan([spec])
-        pruner = tune.Pruner(spec.tune, cells, ledger.status)
-        watch = {"hopeless": pruner, "tag": spec.tune.select, "together": True}
-        whole.add(_run(args, folder, [spec], cells, crew, data, **watch))
-        status = ledger.status()
-        finer = tune.refined(spec, table, status)
-        if finer is None:
+        cells, tables = plan([spec])
+        pruner = tune.MedianPruner(spec.tune, folder, cells) if spec.tune.prune else None
+        tally.add(_run(args, folder, [spec], cells, topologies, data, pruner=pruner, together=True))
+        found = study_of(folder, cells, tables)
+        if (finer := tune.refined(found, tables[0])) is None:
             break
-    code = _told(whole, folder, cells, args.storage)
-    for line in tune.verdict(spec, table, status):
+    code = _told(tally, found)
+    for line in tune.verdict(found, tables[0]):
         say(line)
     return code
 
 
-def _dry_run(
-    args: argparse.Namespace, folder: Path, cells: Sequence[Cell], topology: Topology, data: Data
-) -> int:
-    status = read_status(folder, args.storage)
-    times = StepTimes.parse(args.step_seconds, cells, status)
+def _dry_run(args: argparse.Namespace, study: Study, topology: Topology, data: Data) -> int:
+    times = StepTimes.parse(args.step_seconds, study)
     if args.measure:
-        times.measured |= _measure(cells, topology, data)
+        times.measured |= _measure(study.cells.values(), topology, data)
     if args.list:
-        print_table("cells", ["cell", "steps", "state"], [_line(cell, status) for cell in cells])
-    columns, rows, closing = outlook_rows(cells, status, times)
-    print_table(f"{folder}: what it takes", columns, rows)
+        lines = [[key, str(cell.steps), study.status[key].state] for key, cell in study.cells.items()]
+        print_table("cells", ["cell", "steps", "state"], lines)
+    columns, rows, closing = outlook_rows(study, times)
+    print_table(f"{study.folder}: what it takes", columns, rows)
     for line in closing:
         say(line)
     return 0
 
 
-def _line(cell: Cell, status: dict[str, Status]) -> list[str]:
-    return [cell.key, str(cell.steps), status[cell.key].state if cell.key in status else "new"]
-
-
-def _measure(cells: Sequence[Cell], topology: Topology, data: Data) -> dict[Any, float]:
+def _measure(cells: Iterable[Cell], topology: Topology, data: Data) -> dict[Kind, float]:
     """Seconds of a step of each kind of cell, from a short run in a folder that is then removed."""
     found = {}
     for kind, cell in {kind_of(cell): cell for cell in cells}.items():
@@ -154,14 +145,10 @@ def _measure(cells: Sequence[Cell], topology: Topology, data: Data) -> dict[Any,
         if isinstance(config, DistillConfig) and cell.needs:
             config.teacher = "random"  # an untrained encoder takes the same time
         with tempfile.TemporaryDirectory(prefix="rmd-measure-") as name:
-            running = start(Path(name), replace(cell, config=config, needs=None), topology, data)
-            try:
+            short = replace(cell, config=config, needs=None)
+            with start(Path(name), short, topology, data) as running:
                 running.process.wait()
-            finally:
-                if not running.ended():
-                    running.kill()
-                running.close()
-            seconds = running.step_seconds(config.data.batch_size, after=5)
+            seconds = step_seconds(running.folder, config.data.batch_size, after=5)
             if running.process.returncode or seconds is None:
                 raise ConfigError(f"cannot time {cell.key}: {running.last_words()}")
         found[kind] = seconds
@@ -178,7 +165,7 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
         raise ConfigError(f"--launch-config {args.launch_config} is not a file; see configs/accelerate/")
     processes = _processes_in(args.launch_config) if args.launch_config else args.processes
     ranks = args.workers * processes
-    threads = args.threads or (max(1, len(os.sched_getaffinity(0)) // ranks) if ranks > 1 else 0)
+    threads = args.threads or (share_of_cores(ranks) if ranks > 1 else 0)
     base = Topology(args.processes, args.launch_config, threads)
     devices = _gpus() if args.workers > 1 and not args.cpu else []
     if not devices:

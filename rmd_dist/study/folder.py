@@ -2,12 +2,11 @@
 
 STUDY/specs/TABLE.yaml        the tables, resolved: nothing of them refers to a file elsewhere
 STUDY/teachers/SHA/           encoder files that were given, instead of pretraining runs
-STUDY/storage.json            where the ledger is: optuna.db, optuna.journal, or a database elsewhere
-STUDY/workers/                lock files of live workers
 STUDY/cells/CELL.yaml         the whole configuration of a run
 STUDY/logs/CELL.log           what it printed
-STUDY/runs/STAGE/CELL/        the run
-STUDY/report/                 what launch/report.py wrote
+STUDY/runs/STAGE/CELL/        the run; its manifest says whether it has finished
+STUDY/attempts/CELL.N.json    who began it for the Nth time, and how that ended
+STUDY/report/                 what rmd report wrote
 """
 
 from __future__ import annotations
@@ -20,23 +19,17 @@ from typing import Any
 
 import yaml
 
-from rmd_dist.cli import to_dict
-from rmd_dist.config import ConfigError
-from rmd_dist.curves import read_curve
+from rmd_dist.config.convert import to_dict
+from rmd_dist.errors import ConfigError
 from rmd_dist.files import atomic_path
 from rmd_dist.models.export import WEIGHTS
-from rmd_dist.run import read_manifest
+from rmd_dist.runs.curves import read_curve
 from rmd_dist.study.cells import Cell, Entry, Table, content, plan
-from rmd_dist.study.ledger import Status, read_status
 from rmd_dist.study.spec import StudySpec, load_spec
+from rmd_dist.study.status import Status, read_status
 
 KINDS = ("last", "selected", "best_on_test")
 """Of a run's accuracy: at the end; as noisy validation labels choose; as the test set would (oracle)."""
-
-
-def run_folder(study: Path, cell: Cell) -> Path:
-    """Where a cell's run is."""
-    return study / "runs" / cell.stage / cell.key
 
 
 def teacher_folder(study: Path, file: str) -> Path:
@@ -81,7 +74,7 @@ def read_specs(study: Path) -> list[StudySpec]:
     """The tables of a study, the paper's in its order, then others. Raises ConfigError if it is no study."""
     files = sorted((study / "specs").glob("*.yaml"))
     if not files:
-        raise ConfigError(f"{study} is not a study: it has no specs/*.yaml; launch/study.py makes one")
+        raise ConfigError(f"{study} is not a study: it has no specs/*.yaml; rmd study makes one")
     return sorted(map(load_spec, files), key=lambda spec: (spec.table or len(files) + 99, spec.name))
 
 
@@ -96,7 +89,7 @@ class Study:
 
     def run(self, key: str) -> Path:
         """The run folder of a cell."""
-        return run_folder(self.folder, self.cells[key])
+        return self.cells[key].run_folder(self.folder)
 
     def finished(self, key: str) -> bool:
         """Whether a cell has run to its end."""
@@ -108,10 +101,7 @@ class Study:
 
     def curve(self, key: str, tag: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a scalar while the run went on; empty if it has not begun."""
-        try:
-            return read_curve(self.run(key), tag)
-        except ConfigError:
-            return [], []
+        return curve_so_far(self.run(key), tag)
 
     def teacher(self, dataset: str, table: Table) -> Path | None:
         """The encoder that a table's students of a data set were drawn to; None if there is none (yet)."""
@@ -126,16 +116,20 @@ class Study:
         return [entry for entry in table.entries if all(getattr(entry, k) == v for k, v in wanted.items())]
 
 
-def read_study(folder: Path, storage: str | None = None) -> Study:
-    """Read a study's tables and the state of its cells. Raises ConfigError if there is none."""
+def read_study(folder: Path) -> Study:
+    """Read a study's tables and where its cells stand. Raises ConfigError if there is none."""
     cells, tables = plan(read_specs(folder))
-    return Study(folder, {cell.key: cell for cell in cells}, tables, read_status(folder, storage))
+    return study_of(folder, cells, tables)
 
 
-def results_of(run: Path) -> dict[str, float]:
-    """What a finished run found: accuracies by KINDS. Raises ConfigError if its manifest is damaged."""
-    results = read_manifest(run).get("results", {})
+def study_of(folder: Path, cells: Sequence[Cell], tables: list[Table]) -> Study:
+    """The study of these cells as it stands now."""
+    return Study(folder, {cell.key: cell for cell in cells}, tables, read_status(folder, cells))
+
+
+def curve_so_far(run: Path, tag: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of a scalar of a run; empty if it has measured nothing yet."""
     try:
-        return {kind: float(results[kind]["value"]) for kind in KINDS if kind in results}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run}: the results in its manifest.json are damaged ({error!r})") from error
+        return read_curve(run, tag)
+    except ConfigError:
+        return [], []

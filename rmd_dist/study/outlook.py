@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median_high
 
-from rmd_dist.config import ConfigError, DistillConfig
+from rmd_dist.config import DistillConfig
+from rmd_dist.errors import ConfigError
+from rmd_dist.runs.console import grouped
 from rmd_dist.study.cells import Cell
-from rmd_dist.study.ledger import Status
+from rmd_dist.study.folder import Study, curve_so_far
 
 Kind = tuple[str, str, str, bool]
 """Stage, data set, model and whether there is a teacher: what the time of a step depends on."""
@@ -29,7 +31,7 @@ class StepTimes:
     measured: dict[Kind, float] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str | None, cells: Sequence[Cell], status: dict[str, Status]) -> StepTimes:
+    def parse(cls, text: str | None, study: Study) -> StepTimes:
         """From `0.02`, or `pretrain=0.05,distill=0.02`, and from what has been measured.
 
         Raises ConfigError for anything else.
@@ -48,8 +50,8 @@ class StepTimes:
                 )
             given[name or "all"] = seconds
         times: dict[Kind, list[float]] = {}
-        for cell in cells:
-            if cell.key in status and (found := status[cell.key].results.get("step_seconds")):
+        for cell in filter(lambda cell: study.finished(cell.key), study.cells.values()):
+            if found := step_seconds(study.run(cell.key), cell.config.data.batch_size):
                 times.setdefault(kind_of(cell), []).append(found)
         return cls(given, {kind: median_high(values) for kind, values in times.items()})
 
@@ -59,18 +61,23 @@ class StepTimes:
         return given if given is not None else self.measured.get(kind_of(cell))
 
 
-def outlook_rows(
-    cells: Sequence[Cell], status: dict[str, Status], times: StepTimes
-) -> tuple[list[str], list[list[str]], list[str]]:
+def step_seconds(run: Path, batch_size: int, after: int = 0) -> float | None:
+    """Median time of an optimizer step of a run, of those logged beyond step `after`; None without any."""
+    curve = zip(*curve_so_far(run, "train/images_per_second"), strict=True)
+    rates = [rate for step, rate in curve if step > after and rate > 0]
+    return batch_size / median_high(rates) if rates else None
+
+
+def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[str]], list[str]]:
     """(columns, rows, closing lines): cells grouped by kind, what is left of them, steps and hours."""
     groups: dict[Kind, list[Cell]] = {}
-    for cell in cells:
+    for cell in study.cells.values():
         groups.setdefault(kind_of(cell), []).append(cell)
     rows, total_steps, total_hours, unknown = [], 0, 0.0, False
     for (stage, dataset, model, taught), members in sorted(
         groups.items(), key=lambda item: item[0][0] != "pretrain"
     ):
-        left = [c for c in members if c.key not in status or not status[c.key].done]
+        left = [cell for cell in members if not study.status[cell.key].done]
         steps = sum(cell.steps for cell in left)
         seconds = times.of(members[0])
         hours = steps * seconds / 3600 if seconds is not None else None
@@ -81,9 +88,9 @@ def outlook_rows(
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",
         ]
-        rows.append([what, dataset, model, str(len(members)), str(len(left)), _spaced(steps), *shown])
+        rows.append([what, dataset, model, str(len(members)), str(len(left)), grouped(steps), *shown])
     columns = ["stage", "data set", "model", "cells", "left", "steps left", "ms a step", "hours"]
-    closing = [f"{len(cells)} cells, {_spaced(total_steps)} steps left"]
+    closing = [f"{len(study.cells)} cells, {grouped(total_steps)} steps left"]
     if unknown:
         closing.append(
             "hours unknown: give --step-seconds, or --measure to time a few steps of each kind here"
@@ -91,8 +98,3 @@ def outlook_rows(
     else:
         closing[0] += f", {total_hours:.1f} hours on one device (evaluation and start-up not counted)"
     return columns, rows, closing
-
-
-def _spaced(number: int) -> str:
-    """12 345 678"""
-    return f"{number:,}".replace(",", " ")

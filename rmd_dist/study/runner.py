@@ -9,24 +9,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median_high
 from typing import IO
 
-from rmd_dist.cli import save_yaml
-from rmd_dist.config import AnyConfig, ConfigError, DistillConfig
-from rmd_dist.curves import read_curve
-from rmd_dist.faults import EXIT_STOPPED
+from rmd_dist.config import AnyConfig, DistillConfig
+from rmd_dist.config.convert import save_yaml
+from rmd_dist.errors import EXIT_STOPPED, ConfigError
 from rmd_dist.files import atomic_path
-from rmd_dist.history import parse_records
 from rmd_dist.models.export import WEIGHTS
-from rmd_dist.run import read_manifest
+from rmd_dist.runs.folder import read_manifest
 from rmd_dist.study.cells import Cell
-from rmd_dist.study.folder import results_of, run_folder, teacher_folder
+from rmd_dist.study.folder import teacher_folder
 
 GRACE_SECONDS = 120.0  # for a checkpoint to be written before a cell is killed
 POLL_SECONDS = 0.2
-
-LAUNCH = Path(__file__).parents[2] / "launch"
 
 # Becomes the command that follows it, having asked the kernel for SIGTERM (PR_SET_PDEATHSIG) when the thread
 # that started it ends, however it ends; not in a preexec_fn, which other threads' locks can block for ever.
@@ -55,7 +50,7 @@ class Topology:
 
     def command(self, stage: str, config: Path) -> list[str]:
         """What starts a stage."""
-        script = [str(LAUNCH / f"{stage}.py"), "--config", str(config)]
+        script = ["-m", "rmd_dist", stage, "--config", str(config)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         if self.launch_config:
             return [*launcher, "--config_file", str(self.launch_config), *script]
@@ -84,17 +79,24 @@ class Data:
 
 @dataclass
 class Running:
-    """A cell under way."""
+    """A cell under way; as a context, its process has ended when the context does."""
 
     process: subprocess.Popen[bytes]
     folder: Path
     log: Path
     file: IO[bytes] = field(repr=False)
-    stopping: bool = False
     begun_at: int = 0
     """Size of the log, of earlier attempts, when this one began."""
-    _read: int = 0
-    """Bytes of metrics.jsonl that `news` has been through."""
+    stopping: bool = False
+    """Whether `stop` was called."""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.ended():
+            self.kill()
+        self.file.close()
 
     def ended(self) -> bool:
         """Whether the process is gone."""
@@ -117,40 +119,16 @@ class Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def close(self) -> None:
-        self.file.close()
+    def outcome(self) -> str:
+        """What came of the run, now that its process has ended: finished, stopped or failed.
 
-    def curve(self, tag: str) -> list[tuple[int, float]]:
-        """(step, value) of what has been measured so far, read anew from the beginning."""
-        with contextlib.suppress(ConfigError):
-            return list(zip(*read_curve(self.folder, tag), strict=True))
-        return []
-
-    def step_seconds(self, batch_size: float, after: int = 0) -> float | None:
-        """Median time of an optimizer step, of those logged beyond step `after`; None without any."""
-        rates = [value for step, value in self.curve("train/images_per_second") if step > after]
-        return batch_size / median_high(rates) if rates else None
-
-    def news(self, tag: str) -> list[tuple[int, float]]:
-        """(step, value) of what has been measured since this was last asked."""
-        try:
-            with (self.folder / "metrics.jsonl").open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._read:
-                    self._read = 0  # a continued run has dropped what came after its checkpoint
-                file.seek(self._read)
-                lines = file.read()
-        except OSError:  # nothing has been measured yet
-            return []
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [(step, values[tag]) for step, values in parse_records(whole) if tag in values]
-
-    def stopped(self) -> bool:
-        """Whether the run was asked to stop, by whomever, and will continue."""
-        status = read_manifest(self.folder).get("status")
-        return self.process.returncode == EXIT_STOPPED or (
-            self.process.returncode != 0 and status == "stopped"
-        )
+        Stopped, by whomever, it will continue. Raises ConfigError for a damaged manifest.
+        """
+        code, status = self.process.returncode, read_manifest(self.folder).get("status")
+        if status == "finished":
+            return "finished"
+        told = code == EXIT_STOPPED or (code != 0 and status == "stopped")
+        return "stopped" if told or self.stopping else "failed"
 
     def last_words(self) -> str:
         """Why it ended: what it printed as an error, else its last line, else its exit code."""
@@ -188,7 +166,7 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
         env=environment,
         start_new_session=True,  # a terminal's Ctrl-C is for the study, which then asks its cells to stop
     )
-    return Running(process, run_folder(study, cell), log, file, begun_at=begun_at)
+    return Running(process, cell.run_folder(study), log, file, begun_at)
 
 
 def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConfig:
@@ -208,18 +186,3 @@ def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConf
             config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
         config.run.resume_allow = ("teacher",)  # a study may move; the run compares the SHA-256 anyway
     return config
-
-
-def outcome(running: Running, seconds: float) -> dict[str, float] | None:
-    """What a run that has ended found; None if it did not finish.
-
-    Raises ConfigError for a damaged manifest.
-    """
-    manifest = read_manifest(running.folder)
-    if running.process.returncode or manifest.get("status") != "finished":
-        return None
-    results = results_of(running.folder) | {"seconds": seconds, "steps": float(manifest.get("step", 0))}
-    batch = manifest.get("config", {}).get("data.batch_size")
-    if batch and (seconds_of_step := running.step_seconds(float(batch))):
-        results["step_seconds"] = seconds_of_step
-    return results

@@ -6,17 +6,21 @@ differs: groups of keys are merged, everything else is replaced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from rmd_dist.cli import from_dict
-from rmd_dist.config import DATASETS, ConfigError
-from rmd_dist.config_text import read_yaml
-from rmd_dist.data.datasets import dataset_info
+from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config.cli import from_dict
+from rmd_dist.config.convert import flatten
+from rmd_dist.config.fields import facts_of
+from rmd_dist.config.text import read_yaml
+from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.noise import PROTOCOLS
+from rmd_dist.data.sources import SOURCES
+from rmd_dist.errors import ConfigError
 from rmd_dist.losses import LOSSES
 
 MAX_PARENTS = 8  # of a chain of `extends`
@@ -135,7 +139,7 @@ def load_spec(path: Path) -> StudySpec:
 def _read(path: Path, parents: int) -> dict[str, Any]:
     """The keys of a file merged into those of the file it extends."""
     try:
-        values = read_yaml(path, frozenset(f.name for f in fields(StudySpec) if "dict" in str(f.type)))
+        values = read_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a study: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -197,45 +201,32 @@ def _check(spec: StudySpec, path: Path) -> None:
         )
 
 
-_OF_THE_GRID = {
-    "loss": "losses",
-    "noise.protocol": "noise",
-    "noise.rate": "noise",
-    "noise.seed": "seeds",
-    "run.seed": "seeds",
-    "run.root": "--out",
-    "run.name": "--out",
-    "data.dataset": "datasets",
-}
-"""Keys of a run that the study sets itself, and where from."""
-
-
 def _check_settings(spec: StudySpec, path: Path) -> None:
-    """ConfigError for settings that are no groups of keys, or that the grid would overwrite."""
-    places = {"pretrain": spec.pretrain, "distill": spec.distill}
-    places |= {f"methods.{name}": delta for name, delta in spec.methods.items()}
+    """ConfigError for settings that a run would refuse, or that the grid would overwrite."""
+    settings = {"pretrain": spec.pretrain, "distill": spec.distill}
+    settings |= {f"methods.{name}": delta for name, delta in spec.methods.items()}
     for dataset, groups in spec.per_dataset.items():
-        places |= {f"per_dataset.{dataset}.{stage}": delta for stage, delta in groups.items()}
-    for where, delta in places.items():
+        settings |= {f"per_dataset.{dataset}.{stage}": delta for stage, delta in groups.items()}
+    for where, delta in settings.items():
         if not isinstance(delta, dict):
             raise ConfigError(
                 f"{path}: {where} = {delta!r} must be a group of keys, such as optim: {{lr: 0.1}}"
             )
-        for group in ("data", "model", "optim", "eval", "run", "noise", "graph", "checkpoint"):
-            if not isinstance(delta.get(group, {}), dict):
-                raise ConfigError(f"{path}: {where}.{group} = {delta[group]!r} must be a group of keys")
-        for key, instead in _OF_THE_GRID.items():
-            group, _, name = key.rpartition(".")
-            pretrained = "pretrain" in where and key == "run.seed"  # one teacher, of a seed of its own
-            if name in (delta.get(group, {}) if group else delta) and not pretrained:
-                raise ConfigError(f"{path}: {where}.{key} is set by the study; use {instead}")
+        pretrain = where.endswith("pretrain")
         _check_K(delta.get("K", {}), spec, f"{path}: {where}.K")
+        # K may be a mapping here, which is settled cell by cell.
+        plain = {key: value for key, value in delta.items() if key != "K" or not isinstance(value, dict)}
+        from_dict(PretrainConfig if pretrain else DistillConfig, plain, f"{path}: {where}")
+        for key, facts in facts_of(DistillConfig).items():
+            allowed = pretrain and key == "run.seed"  # one teacher, of a seed of its own
+            if facts.study and key in flatten(delta) and not allowed:
+                raise ConfigError(f"{path}: {where}.{key} is set by the study; use {facts.study}")
 
 
 def _check_K(value: Any, spec: StudySpec, where: str) -> None:
     """ConfigError for a key of a mapping of K that is no data set, loss or noise."""
     rates = {f"{noise}{rate:g}" for noise, values in spec.noise.items() for rate in values}
-    known = {"default", *DATASETS, *LOSSES, *PROTOCOLS, *spec.noise, *rates}
+    known = {"default", *SOURCES, *LOSSES, *PROTOCOLS, *spec.noise, *rates}
     for key, below in value.items() if isinstance(value, dict) else ():
         noise = str(key).rstrip("0123456789.")
         if key not in known and noise not in PROTOCOLS:

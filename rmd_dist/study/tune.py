@@ -7,15 +7,17 @@ alone, which says what the choice cost against an oracle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from rmd_dist.config import ConfigError, DistillConfig
-from rmd_dist.history import SELECTION
-from rmd_dist.study.cells import Cell, Table, plan
-from rmd_dist.study.ledger import Status
+from rmd_dist.config import DistillConfig
+from rmd_dist.errors import ConfigError
+from rmd_dist.runs.history import SELECTION
+from rmd_dist.study.cells import Cell, Entry, Table, plan
+from rmd_dist.study.folder import Study, curve_so_far
 from rmd_dist.study.spec import StudySpec, Tuning
 
 
@@ -41,11 +43,10 @@ def _methods(grid: Sequence[float]) -> dict[str, dict[str, float]]:
     return {"" if K == 0 else f"+RMDNet (K={K:.3g})": {"K": float(f"{K:.3g}")} for K in sorted(grid)}
 
 
-def scores(table: Table, status: dict[str, Status]) -> dict[float, float]:
+def scores(study: Study, table: Table) -> dict[float, float]:
     """K -> selection accuracy in [0, 1], mean over seeds, of the values whose runs all went to the end."""
-    by_K: dict[float, list[float | None]] = {}
-    for entry in table.entries:
-        by_K.setdefault(entry.K, []).append(_score(status[entry.key]))
+    tune = _tuning(table)
+    by_K = {K: [_score(study, tune, entry) for entry in entries] for K, entries in _by_K(table).items()}
     return {
         K: float(np.mean([v for v in values if v is not None]))
         for K, values in by_K.items()
@@ -53,26 +54,31 @@ def scores(table: Table, status: dict[str, Status]) -> dict[float, float]:
     }
 
 
+def _by_K(table: Table) -> dict[float, list[Entry]]:
+    """K, from the smallest on -> its runs, one of each seed."""
+    tried = sorted({entry.K for entry in table.entries})
+    return {K: [entry for entry in table.entries if entry.K == K] for K in tried}
+
+
 def _best(found: dict[float, float]) -> float:
     """The K of the highest score; of equal ones the smallest."""
     return max(found, key=lambda K: (found[K], -K))
 
 
-def _score(status: Status) -> float | None:
-    """The last recorded selection accuracy of a finished run."""
-    if status.state != "finished" or not status.intermediate:
-        return None
-    return status.intermediate[max(status.intermediate)]
+def _score(study: Study, tune: Tuning, entry: Entry) -> float | None:
+    """The last recorded selection accuracy of a run, if it has finished."""
+    values = study.curve(entry.key, tune.select)[1] if study.finished(entry.key) else []
+    return values[-1] if values else None
 
 
-def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySpec | None:
+def refined(study: Study, table: Table) -> StudySpec | None:
     """The spec with the fine grid added; None if it has it, or the coarse grid is not through."""
-    assert spec.tune
-    tried = sorted({entry.K for entry in table.entries})
-    if not _through(table, status):
+    tune = _tuning(table)
+    tried = list(_by_K(table))
+    if not _through(study, table):
         return None
-    found = scores(table, status)
-    if not found or len(tried) > spec.tune.coarse + 1 or not spec.tune.fine:
+    found = scores(study, table)
+    if not found or len(tried) > tune.coarse + 1 or not tune.fine:
         return None
     best = _best(found)
     position = tried.index(best)
@@ -81,81 +87,87 @@ def refined(spec: StudySpec, table: Table, status: dict[str, Status]) -> StudySp
         if a >= 0 and b < len(tried):
             # Below the smallest K there is no logarithm of 0 to go to: two decades stand for it.
             low = tried[a] or tried[b] / 100
-            between = np.geomspace(low, tried[b], spec.tune.fine + 2)
+            between = np.geomspace(low, tried[b], tune.fine + 2)
             finer += between[1:-1].tolist()
-    return replace(spec, methods=_methods([*tried, *finer]))
+    return replace(table.spec, methods=_methods([*tried, *finer]))
 
 
-def _through(table: Table, status: dict[str, Status]) -> bool:
+def _tuning(table: Table) -> Tuning:
+    assert table.spec.tune, f"{table.spec.name} does not search for K"
+    return table.spec.tune
+
+
+def _through(study: Study, table: Table) -> bool:
     """Whether every run has ended, at its end or as hopeless."""
-    return all(e.key in status and status[e.key].done for e in table.entries)
+    return all(study.status[entry.key].done for entry in table.entries)
 
 
-def verdict(spec: StudySpec, table: Table, status: dict[str, Status]) -> list[str]:
+def verdict(study: Study, table: Table) -> list[str]:
     """The curve, the chosen K, and what the choice cost against the oracle, as lines."""
-    assert spec.tune
-    if not all(entry.key in status for entry in table.entries):
-        return ["the search has not begun"]
-    found = scores(table, status)
+    tune, found = _tuning(table), scores(study, table)
     if not found:
         return ["no K has been run to the end yet; the same command continues"]
-    tests = _tests(table, status)
-    lines = [f"K, {spec.tune.select}, test accuracy (for the record, not for the choice):"]
-    for K in sorted({entry.K for entry in table.entries}):
-        states = {status[e.key].state for e in table.entries if e.K == K}
-        shown = (
-            f"{100 * found[K]:6.2f} %  {100 * tests[K]:6.2f} %" if K in found else ", ".join(sorted(states))
-        )
+    by_K = _by_K(table)
+    tests = {K: float(np.mean([_tested(study, entry) for entry in by_K[K]])) for K in found}
+    lines = [f"K, {tune.select}, test accuracy (for the record, not for the choice):"]
+    for K, entries in by_K.items():
+        states = ", ".join(sorted({study.status[entry.key].state for entry in entries}))
+        shown = f"{100 * found[K]:6.2f} %  {100 * tests[K]:6.2f} %" if K in found else states
         lines.append(f"  {K:<10g} {shown}")
     chosen = _best(found)
     oracle = max(found, key=lambda K: tests[K])
-    edge = {spec.tune.high: "largest; raise tune.high", spec.tune.low: "smallest above 0; lower tune.low"}
-    lines.append(f"chosen: K = {chosen:g} by {spec.tune.select}, test accuracy {100 * tests[chosen]:.2f} %")
+    lines.append(f"chosen: K = {chosen:g} by {tune.select}, test accuracy {100 * tests[chosen]:.2f} %")
     lines.append(
         f"oracle: K = {oracle:g}, test accuracy {100 * tests[oracle]:.2f} %; the choice cost "
         f"{100 * (tests[oracle] - tests[chosen]):.2f} points"
     )
-    if not _through(table, status):
+    if not _through(study, table):
         lines.append(
             "provisional: runs are unfinished or have failed, and the search does not go on without them"
         )
-    pruned = [e for e in table.entries if status[e.key].state == "pruned"]
+    pruned = sum(study.status[entry.key].state == "pruned" for entry in table.entries)
     if pruned:
         lines.append(
-            f"{len(pruned)} of {len(table.entries)} runs were stopped early: not in the curve, "
+            f"{pruned} of {len(table.entries)} runs were stopped early: not in the curve, "
             "unknown to the oracle"
         )
+    edge = {tune.high: "largest; raise tune.high", tune.low: "smallest above 0; lower tune.low"}
     if chosen in edge:
         lines.append(f"the best may lie outside: K = {chosen:g} is the {edge[chosen]}")
     return lines
 
 
-def _tests(table: Table, status: dict[str, Status]) -> dict[float, float]:
-    by_K: dict[float, list[float]] = {}
-    for entry in table.entries:
-        by_K.setdefault(entry.K, []).append(status[entry.key].results.get("last", math.nan))
-    return {K: float(np.mean(values)) for K, values in by_K.items()}
+def _tested(study: Study, entry: Entry) -> float:
+    """Test accuracy in [0, 1] at the end of a finished run."""
+    return study.status[entry.key].results.get("last", math.nan)
 
 
-class Pruner:
-    """Optuna's median rule: stop a run that falls below the median of earlier runs of its seed.
+class MedianPruner:
+    """The median rule: stop a run whose accuracy is below the median of the other runs of its seed.
 
-    Written for cells, not for optuna.Trial: those that count are the current ones of each cell.
+    Args:
+        tune: when a run may be stopped, how far below, and by which accuracy.
+        study: the study's folder.
+        cells: all its cells.
     """
 
-    def __init__(self, tune: Tuning, cells: Sequence[Cell], status: Callable[[], dict[str, Status]]) -> None:
-        self._tune, self._status = tune, status
-        self._seeds = {cell.key: cell.config.run.seed for cell in cells if cell.stage == "distill"}
+    def __init__(self, tune: Tuning, study: Path, cells: Sequence[Cell]) -> None:
+        self._tune, self._study = tune, study
+        self._students = [cell for cell in cells if cell.stage == "distill"]
 
-    def __call__(self, cell: Cell, curve: Sequence[tuple[int, float]]) -> bool:
-        """Whether the cell is hopeless; `curve` is (step, accuracy) so far."""
-        step, value = curve[-1]
-        if not self._tune.prune or step < self._tune.prune_after * cell.steps or step >= cell.steps:
-            return False
-        status = self._status()
-        others = [
-            status[key].intermediate[step]
-            for key, seed in self._seeds.items()
-            if key != cell.key and seed == cell.config.run.seed and step in status[key].intermediate
-        ]
-        return len(others) >= 2 and value < float(np.median(others)) - self._tune.prune_margin
+    def __call__(self, cell: Cell) -> str | None:
+        """Where a running cell stands, if it is hopeless; else None."""
+        curve = self._curve(cell)
+        step = max(curve, default=0)
+        if not self._tune.prune_after * cell.steps <= step < cell.steps or not curve:
+            return None
+        seed = cell.config.run.seed
+        rivals = [c for c in self._students if c.key != cell.key and c.config.run.seed == seed]
+        others = [found[step] for rival in rivals if step in (found := self._curve(rival))]
+        if len(others) < 2 or curve[step] >= float(np.median(others)) - self._tune.prune_margin:
+            return None
+        return f"step {step}, {100 * curve[step]:.2f} %"
+
+    def _curve(self, cell: Cell) -> dict[int, float]:
+        """Step -> accuracy so far."""
+        return dict(zip(*curve_so_far(cell.run_folder(self._study), self._tune.select), strict=True))

@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from rmd_dist import dist
-from rmd_dist.config import PretrainConfig
-from rmd_dist.data.datasets import Dataset
-from rmd_dist.data.loader import Batch, Loader
-from rmd_dist.data.splits import Indices, probe, subset
-from rmd_dist.evaluate import extract_features, go_on, knn_accuracy
+from rmd_dist import parallel
+from rmd_dist.config import EvalConfig
+from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.loader import Batch
+from rmd_dist.data.preprocess import Preprocess
+from rmd_dist.data.splits import Splits
+from rmd_dist.evaluation.measures import at_chance, knn_accuracy
+from rmd_dist.evaluation.predict import BetweenBatches, predict
 from rmd_dist.losses import feature_spread, simsiam_loss
 from rmd_dist.models import SimSiam
-from rmd_dist.models.export import create, export
-from rmd_dist.tasks.base import Evaluation, Place, StepOutput, Task
+from rmd_dist.parallel.compute import Compute
+from rmd_dist.tasks.base import Evaluation, StepOutput, Task
 
 # Healthy features spread to about 1, collapsed ones to 0 (Chen & He 2021, section 4.1).
 COLLAPSE_SPREAD = 0.1
 
 
 class PretrainTask(Task):
-    """SimSiam pretraining; `encoder` is what the distillation uses as its teacher."""
+    """SimSiam pretraining; its encoder is what the distillation uses as its teacher."""
 
-    config: PretrainConfig
+    network = "encoder"
     headline = "eval/knn_accuracy"
 
-    def __init__(self, config: PretrainConfig, place: Place) -> None:
-        super().__init__(config, place)
-        self.encoder = self.exported = create(config.model.name, num_classes=0)
-        self.module = SimSiam(self.encoder, config.simsiam.dim, config.simsiam.hidden_dim)
-        self.indices = subset(len(self.train_set), config.data.train_samples)
-        self.bank_indices = probe(self.indices, config.eval.train_samples)
-
-    def train_loader(self) -> Loader:
-        return self._augmented(self.indices, self.config.views)
+    def __init__(
+        self,
+        model: SimSiam,
+        train: Dataset,
+        test: Dataset,
+        splits: Splits,
+        eval: EvalConfig,
+        compute: Compute,
+    ) -> None:
+        self.module, self.train, self.test, self.splits = model, train, test, splits
+        self.eval, self.compute = eval, compute
+        self.preprocess = Preprocess.of(model.encoder)
 
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:
-        x1, x2 = (self.normalize(view) for view in batch.views)
+        compute = self.compute
+        x1, x2 = (self.preprocess(view, compute.channels_last, compute.dtype) for view in batch.views)
         p1, p2, z1, z2 = module(x1, x2)
-        loss = dist.global_mean(simsiam_loss(p1, p2, z1, z2))
+        loss = parallel.global_mean(simsiam_loss(p1, p2, z1, z2))
         values = {"loss": loss.detach()}
         if logging:
-            values["feature_spread"] = feature_spread(dist.all_gather_rows(z1.detach()))
+            values["feature_spread"] = feature_spread(parallel.all_gather_rows(z1.detach()))
         return StepOutput(loss, values)
+
+    def evaluate(self, network: Any, between: BetweenBatches | None = None) -> Evaluation:
+        eval, splits = self.eval, self.splits
+        features = partial(
+            predict, network, compute=self.compute, batch_size=eval.batch_size, between=between
+        )
+        # The labels serve the report alone.
+        bank, bank_labels = features(self.train, splits.probe).float(), self.train.labels[splits.probe]
+        queries, query_labels = features(self.test, splits.test).float(), self.test.labels[splits.test]
+        k, temperature = eval.knn_k, eval.knn_temperature
+        device = self.compute.device
+        accuracy = knn_accuracy(bank, bank_labels, queries, query_labels, k, temperature, device)
+        return Evaluation({"eval/knn_accuracy": accuracy})
 
     def warning(self, values: dict[str, float]) -> str | None:
         spread = values.get("train/feature_spread", 1.0)
@@ -60,36 +78,11 @@ class PretrainTask(Task):
 
     def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
         accuracy = measured["eval/knn_accuracy"]
-        if not self.at_chance(accuracy):
+        if not at_chance(accuracy, self.test.info.num_classes, len(self.splits.test)):
             return None
         loss, spread = (logged.get(f"train/{name}", math.nan) for name in ("loss", "feature_spread"))
         return (
             f"collapse: kNN accuracy {accuracy:.2%} is at chance level, loss {loss:.3f} (collapsed: -1), "
-            f"feature spread {spread:.3f} (healthy: about 1); start anew with a lower --lr (now "
-            f"{self.config.optim.lr:g}), a larger --batch-size or another --seed"
+            f"feature spread {spread:.3f} (healthy: about 1); start anew with a lower --lr, a larger "
+            "--batch-size or another --seed"
         )
-
-    def evaluate(self, between: Callable[[], None] = go_on) -> Evaluation:
-        bank, bank_labels = self._features(self.train_set, self.bank_indices, between)
-        queries, query_labels = self._features(self.test_set, self.test_indices, between)
-        k, temperature = self.config.eval.knn_k, self.config.eval.knn_temperature
-        accuracy = knn_accuracy(bank, bank_labels, queries, query_labels, k, temperature, self.place.device)
-        return Evaluation({"eval/knn_accuracy": accuracy})
-
-    def _features(
-        self, dataset: Dataset, indices: Indices, between: Callable[[], None]
-    ) -> tuple[Tensor, Indices]:
-        """(features (N, D), clean labels (N,)); the labels serve the report alone."""
-        with self._in_order(dataset, indices) as loader, self._autocast():
-            features, index = extract_features(
-                self.encoder, loader, self.normalize, self.place.device, indices, between
-            )
-        return features, dataset.labels[index.numpy()]
-
-    def export(self, folder: Path) -> None:
-        export(
-            folder, self.encoder, self.config.model.name, 0, self.about() | {"classes": list(self.classes)}
-        )
-
-    def about(self) -> dict[str, Any]:
-        return super().about() | {"stage": "pretrain", "train_samples": len(self.indices)}

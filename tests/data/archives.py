@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rmd_dist.data.classes import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE
+from rmd_dist.data.sources.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_COARSE
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rmd_dist.data.beton import write_beton
-from rmd_dist.data.datasets import DATASET_INFO, Dataset, Samples
+from rmd_dist.data.dataset import Dataset, Samples, dataset_info
 from rmd_dist.data.loader import Loader, build_loader
+from rmd_dist.data.sources.beton import write_beton
 from tests.data.batches import COUNT, GLOBAL, SEED, skip_without_ffcv
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """103 noise images of 32 x 32, in a beton and in memory at once."""
-    random, info = np.random.default_rng(0), DATASET_INFO["cifar10"]
+    random, info = np.random.default_rng(0), dataset_info("cifar10")
     samples = Samples(random.integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8), np.arange(COUNT) % 10)
     beton = write_beton(samples, info, "train", tmp_path_factory.mktemp("beton"))
     return Dataset(info, "train", samples.labels, beton, samples.images)
@@ -30,10 +31,13 @@ def build(dataset: Dataset) -> Iterator[Callable[..., Loader]]:
     before, built = set(threading.enumerate()), []
 
     def make(**options: Any) -> Loader:
-        if options.get("kind", "ffcv") == "ffcv":
+        kind = options.pop("kind", "ffcv")
+        if kind == "ffcv":
             skip_without_ffcv()
+        only = {"ffcv": {"images": None}, "memory": {"beton": None}}[kind]
         defaults = {"augment": None, "batch_size": GLOBAL, "seed": SEED}
-        built.append(build_loader(options.pop("dataset", dataset), **(defaults | options)))
+        data = replace(options.pop("dataset", dataset), **only)
+        built.append(build_loader(data, **(defaults | options)))
         return built[-1]
 
     yield make

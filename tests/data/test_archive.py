@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import tarfile
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data.archive import load_pickled_dict, read_members
+from rmd_dist.data.sources.archive import load_pickled_dict, read_members
+from rmd_dist.errors import ConfigError
 
 from .archives import dumps, write_tar
 
@@ -66,7 +67,7 @@ def test_code_is_not_run(tmp_path: Path, protocol: int) -> None:
         ("functools", "partial"),
         ("numpy", "load"),
         ("numpy.core.multiarray", "scalar"),
-        ("rmd_dist.data.archive", "_Array"),
+        ("rmd_dist.data.sources.archive", "_Array"),
         ("numpy", "ndarray.tofile"),
         ("_codecs", "decode"),
     ],
@@ -187,3 +188,14 @@ def test_not_an_archive(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(ConfigError, match="empty, cut short or damaged"):
             read_members(tmp_path / "x", ["folder/a"])
+
+
+def test_a_published_pickle_goes_straight_through() -> None:
+    """By its MD5 and nothing else: one other byte, and it is read by the restricted reader again."""
+    payload = dumps({b"data": np.zeros(2), b"labels": [1, 2]})  # no array of integers
+    trusted = {hashlib.md5(payload).hexdigest()}
+    read = load_pickled_dict(payload, "x", trusted)
+    assert read["labels"] == [1, 2] and read["data"].dtype == np.float64
+    for other in (payload, payload + b"\0"):
+        with pytest.raises(ConfigError, match="not of integers"):
+            load_pickled_dict(other, "x", trusted if other is not payload else ())

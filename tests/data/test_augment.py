@@ -12,9 +12,10 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from rmd_dist.config import ConfigError, CropFlipConfig, ViewConfig
-from rmd_dist.data import augment
-from rmd_dist.data.augment import Augmenter, sample_views
+from rmd_dist.config import CropFlipConfig, ViewConfig
+from rmd_dist.data.render import augment
+from rmd_dist.data.render.augment import Augmenter, sample_views
+from rmd_dist.errors import ConfigError
 
 DRAWS = 4000
 ENOUGH = 1e-3  # p value below which two distributions count as different; all draws are seeded

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data import beton
-from rmd_dist.data.beton import beton_path, check_beton, read_images, read_manifest, write_beton
-from rmd_dist.data.datasets import DATASET_INFO, Samples
+from rmd_dist.data.dataset import Samples, dataset_info
+from rmd_dist.data.sources import beton
+from rmd_dist.data.sources.beton import beton_path, check_beton, read_images, read_manifest, write_beton
+from rmd_dist.errors import ConfigError
 
-INFO = DATASET_INFO["cifar10"]
+INFO = dataset_info("cifar10")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -207,7 +207,7 @@ def test_damage_is_found(copy: Path, change: Any, message: str) -> None:
     spoil(copy, change, amend=True)
     with pytest.raises(ConfigError, match=message) as caught:
         check_beton(copy)
-    assert "delete it and run launch/prepare.py" in str(caught.value)
+    assert "delete it and run rmd prepare" in str(caught.value)
     assert str(copy) in str(caught.value)
 
 
@@ -240,7 +240,7 @@ def test_truncation_is_found_before_the_file_is_read(copy: Path) -> None:
 def test_a_manifest_must_be_whole(copy: Path, content: bytes | None, message: str) -> None:
     beside = copy.with_suffix(".json")
     beside.unlink() if content is None else beside.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{message}.*delete it and run launch/prepare.py"):
+    with pytest.raises(ConfigError, match=f"{message}.*delete it and run rmd prepare"):
         check_beton(copy)
 
 
@@ -254,7 +254,7 @@ def test_a_manifest_of_other_types(copy: Path) -> None:
 
 def test_a_missing_beton(tmp_path: Path, copy: Path) -> None:
     copy.unlink()
-    with pytest.raises(ConfigError, match=r"does not exist; launch/prepare.py writes it"):
+    with pytest.raises(ConfigError, match=r"does not exist; rmd prepare writes it"):
         check_beton(copy)
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rmd_dist.config import DATASETS, ConfigError
-from rmd_dist.data.classes import CIFAR100_CLASSES, CIFAR100_COARSE, CIFAR100_SUPERCLASSES
-from rmd_dist.data.datasets import DATASET_INFO, Samples, load_samples, source_sha256
+from rmd_dist.data.dataset import Samples, dataset_info, load_samples
+from rmd_dist.data.labels import make_labels
+from rmd_dist.data.prepare import open_dataset
+from rmd_dist.data.sources import SOURCES, archive, find_source
+from rmd_dist.data.sources.cifar import CIFAR10, CIFAR100
+from rmd_dist.data.sources.cifar_classes import CIFAR100_CLASSES, CIFAR100_COARSE, CIFAR100_SUPERCLASSES
+from rmd_dist.errors import ConfigError
 
 from .archives import SHARED, batch, cifar10, cifar100, dumps, write_folder, write_tar
 
@@ -39,7 +45,7 @@ def test_cifar10_in_every_form(tmp_path: Path) -> None:
         np.testing.assert_array_equal(train.labels, np.concatenate([part[1] for part in parts]))
         assert train.images.flags.c_contiguous
         assert train.labels.dtype == np.int64
-        assert train.source_sha256 == source_sha256("cifar10", source)
+        assert train.source_sha256 == find_source("cifar10").sha256(source)
         test = load_samples("cifar10", "test", NOWHERE, source)
         np.testing.assert_array_equal(test.images, expected(20, 10, 6)[0])
 
@@ -108,6 +114,40 @@ def _spoil(members: dict[str, bytes], how: str) -> dict[str, bytes]:
     return members | {name: dumps(content)}
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_checksums_are_those_of_torchvision(name: str) -> None:
+    from torchvision import datasets
+
+    theirs = getattr(datasets, name.upper())
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    listed = [*theirs.train_list, *theirs.test_list, [theirs.meta["filename"], theirs.meta["md5"]]]
+    assert source.published == {md5 for _, md5 in listed}
+    assert [member for member, _ in listed] == [
+        *source.members["train"], *source.members["test"], source.meta
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_published_members_are_read_by_python_itself(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same samples on both ways; members whose checksum is not known stay with the restricted reader."""
+    members = cifar10()
+    source = write_tar(tmp_path / "x.tgz", members) if packed else write_folder(tmp_path / "x", members)
+    restricted: list[int] = []
+    check = archive._check_opcodes
+    monkeypatch.setattr(archive, "_check_opcodes", lambda payload: restricted.append(1) or check(payload))
+    foreign = load_samples("cifar10", "train", NOWHERE, source)
+    assert len(restricted) == 6  # five batches and the names
+    known = {hashlib.md5(content).hexdigest() for name, content in members.items() if "batch_3" not in name}
+    official = replace(CIFAR10, published=frozenset(known))
+    restricted.clear()
+    straight = official.load("train", NOWHERE, source)
+    assert len(restricted) == 1
+    assert straight.sha256() == foreign.sha256() and straight.source_sha256 == foreign.source_sha256
+    assert straight.images.flags.writeable and straight.images.flags.c_contiguous
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("how", "message"),
@@ -139,12 +179,12 @@ def test_a_bad_source_says_so(tmp_path: Path, how: str, message: str, packed: bo
     assert "\n" not in str(caught.value)
 
 
-def test_more_images_than_official_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmd_dist.data.cifar.COUNTS", {"train": 49, "test": 20})
+def test_more_images_than_official_are_refused(tmp_path: Path) -> None:
+    smaller = replace(CIFAR10, info=replace(CIFAR10.info, train_count=49))
     source = write_folder(tmp_path, cifar10())
-    load_samples("cifar10", "test", NOWHERE, source)
-    with pytest.raises(ConfigError, match="has 50 train images"):
-        load_samples("cifar10", "train", NOWHERE, source)
+    smaller.load("test", NOWHERE, source)
+    with pytest.raises(ConfigError, match="has 50 train images; CIFAR-10 has 49"):
+        smaller.load("train", NOWHERE, source)
 
 
 def test_coarse_labels_must_fit(tmp_path: Path) -> None:
@@ -199,7 +239,7 @@ def test_digits() -> None:
 
     bunch = load_digits()
     train, test = (load_samples("digits", split, NOWHERE) for split in ("train", "test"))
-    info = DATASET_INFO["digits"]
+    info = dataset_info("digits")
     assert (len(train.labels), len(test.labels)) == (info.train_count, info.test_count) == (1437, 360)
     for c in range(10):
         assert abs((test.labels == c).sum() - 0.2 * (bunch.target == c).sum()) < 1
@@ -234,9 +274,46 @@ def test_unknown_names() -> None:
         load_samples("cifar10", "val", NOWHERE)  # type: ignore[arg-type]
 
 
-def test_info_is_complete() -> None:
-    assert tuple(DATASET_INFO) == DATASETS
-    assert [DATASET_INFO[name].num_classes for name in DATASETS] == [10, 100, 10]
+def test_sources_are_listed_by_their_names() -> None:
+    assert list(SOURCES) == ["cifar10", "cifar100", "digits"]
+    assert all(find_source(name).info.name == name for name in SOURCES)
+    assert [dataset_info(name).num_classes for name in SOURCES] == [10, 100, 10]
+
+
+def test_what_is_here(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", cifar10())
+    assert find_source("digits").is_here(NOWHERE, None)
+    assert CIFAR10.is_here(NOWHERE, source) and CIFAR10.is_here(source, None)
+    assert not CIFAR10.is_here(NOWHERE, None) and not CIFAR10.is_here(source, NOWHERE)
+    assert not CIFAR100.is_here(source, None)
+
+
+class Stripes:
+    """A data source of six images."""
+
+    info = replace(dataset_info("digits"), name="stripes", classes=("thin", "wide"), image_size=8)
+    needs_files = False
+
+    def is_here(self, *_: object) -> bool:
+        return True
+
+    def load(self, *_: object) -> Samples:
+        images = np.zeros((6, 8, 8, 3), np.uint8)
+        images[:, ::2] = 255
+        return Samples(images, np.arange(6) % 2, "stripes", self.sha256())
+
+    def sha256(self, *_: object) -> str:
+        return "0" * 64
+
+
+def test_a_source_is_one_object_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading, betons and labels know no names of their own."""
+    monkeypatch.setitem(SOURCES, "stripes", Stripes())
+    mapped = open_dataset("stripes", "train", root=tmp_path, source=tmp_path)
+    held = open_dataset("stripes", "train", root=tmp_path, loader="memory")
+    assert mapped.info is held.info is dataset_info("stripes") is Stripes.info
+    assert mapped.sha256 == held.sha256 and mapped.beton == tmp_path / "stripes_train.beton"
+    np.testing.assert_array_equal(make_labels(mapped, "pairflip", 1.0, 0).given, 1 - mapped.labels)
 
 
 def test_cifar100_superclasses() -> None:
@@ -288,7 +365,7 @@ def test_real_cifar10(tmp_path: Path) -> None:
         "--tar",
     ]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
-    info = DATASET_INFO["cifar10"]
+    info = dataset_info("cifar10")
     train = load_samples("cifar10", "train", NOWHERE, tmp_path)
     assert train.images.shape == (503, 32, 32, 3)
     assert train.source.endswith(".tar.gz")

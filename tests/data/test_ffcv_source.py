@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rmd_dist.config import ConfigError, ViewConfig
-from rmd_dist.data import ffcv_source
-from rmd_dist.data.datasets import DATASET_INFO, Dataset
+from rmd_dist.config import ViewConfig
+from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.loader import Loader, build_loader
+from rmd_dist.data.sources import ffcv as ffcv_source
+from rmd_dist.errors import ConfigError
 from tests.data.batches import GLOBAL, read, skip_without_ffcv
 
 
@@ -40,7 +41,7 @@ def test_importing_ffcv_changes_nothing_else() -> None:
     skip_without_ffcv()
     code = (
         "import torch, numba.typed; torch.set_num_threads(3); kept = numba.typed.Dict;"
-        "from rmd_dist.data.ffcv_source import _ffcv; _ffcv();"
+        "from rmd_dist.data.sources.ffcv import _ffcv; _ffcv();"
         "from ffcv.pipeline.compiler import Compiler;"
         "assert torch.get_num_threads() == 3 and numba.typed.Dict is kept and Compiler.is_enabled"
     )
@@ -57,6 +58,6 @@ def test_a_missing_ffcv_names_the_remedies(dataset: Dataset, monkeypatch: pytest
 
 def test_a_beton_of_other_images_is_refused(dataset: Dataset) -> None:
     skip_without_ffcv()
-    other = replace(dataset, info=DATASET_INFO["digits"])
+    other = replace(dataset, info=dataset_info("digits"))
     with pytest.raises(ConfigError, match="no raw 16 x 16 images"):
         build_loader(other, augment=None, batch_size=2, seed=0)

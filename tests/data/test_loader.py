@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from rmd_dist.config import ConfigError, CropFlipConfig, ViewConfig
-from rmd_dist.data.augment import Augmenter
-from rmd_dist.data.beton import write_beton
-from rmd_dist.data.datasets import DATASET_INFO, Dataset, load_samples
-from rmd_dist.data.loader import Batch, Loader, _affine, build_loader, normalize
+from rmd_dist.config import CropFlipConfig, ViewConfig
+from rmd_dist.data.dataset import Dataset, dataset_info, load_samples
+from rmd_dist.data.loader import Batch, Loader, build_loader
+from rmd_dist.data.render.augment import Augmenter
+from rmd_dist.data.sources.beton import write_beton
+from rmd_dist.errors import ConfigError
 from tests.data.batches import (
     COUNT,
     GLOBAL,
@@ -107,7 +108,7 @@ def test_both_sources_give_the_same_bytes(build: Callable[..., Loader], augment:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_digits_come_as_they_are(build: Callable[..., Loader], tmp_path: Path, kind: str) -> None:
-    samples, info = load_samples("digits", "test", tmp_path), DATASET_INFO["digits"]
+    samples, info = load_samples("digits", "test", tmp_path), dataset_info("digits")
     data = Dataset(info, "test", samples.labels, write_beton(samples, info, "test", tmp_path), samples.images)
     batches = read(build(dataset=data, kind=kind, shuffle=False, batch_size=100))
     assert batches[0].views[0].shape == (100, 16, 16, 3)
@@ -141,26 +142,6 @@ def test_batches_stay_as_they_are_after_later_ones(build: Callable[..., Loader],
         copies.append(Batch(tuple(view.clone() for view in batch.views), batch.index.clone()))
     assert_equal(kept, copies)
     assert all(view.is_contiguous() and view.dtype == torch.uint8 for b in kept for view in b.views)
-
-
-def test_normalize() -> None:
-    images = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8)
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-    expected = ((images / 255.0 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
-    for channels_last in (True, False):
-        ours = normalize(images, mean, std, channels_last)
-        torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        assert ours.dtype == torch.float32 and ours.is_contiguous(memory_format=layout)
-
-
-def test_normalize_may_first_be_called_in_inference_mode() -> None:
-    images, mean, std = torch.ones(1, 4, 4, 3, dtype=torch.uint8), (0.11, 0.12, 0.13), (0.2, 0.2, 0.2)
-    with torch.inference_mode():
-        normalize(images, mean, std)
-    weight = torch.ones(1, requires_grad=True)
-    (normalize(images, mean, std) * weight).sum().backward()
-    assert not any(constant.is_inference() for constant in _affine(mean, std, images.device))
 
 
 def test_a_batch_moves_with_its_index() -> None:
@@ -200,23 +181,23 @@ def test_pixels_are_read_where_they_lie(
         ({"workers": 0}, "workers is 0"),
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"kind": "disk"}, "loader is 'disk'"),
         ({"augment": ViewConfig(hue=2.0)}, "hue is 2.0"),
     ],
 )
 def test_values_that_cannot_work_are_named(dataset: Dataset, options: dict[str, Any], message: str) -> None:
-    defaults: dict[str, Any] = {"kind": "memory", "augment": None, "batch_size": GLOBAL, "seed": SEED}
+    defaults: dict[str, Any] = {"augment": None, "batch_size": GLOBAL, "seed": SEED}
     with pytest.raises(ConfigError, match=message):
-        build_loader(dataset, **(defaults | options))
+        build_loader(replace(dataset, beton=None), **(defaults | options))
 
 
 @pytest.mark.parametrize("wrong", [[-1, 3], [0, COUNT]])
 def test_indices_out_of_range_are_refused(dataset: Dataset, wrong: list[int]) -> None:
     with pytest.raises(ValueError, match="the data set has 0 to 102"):
-        build_loader(dataset, kind="memory", augment=None, batch_size=2, seed=0, indices=np.array(wrong))
+        build_loader(
+            replace(dataset, beton=None), augment=None, batch_size=2, seed=0, indices=np.array(wrong)
+        )
 
 
-def test_a_data_set_opened_for_the_other_loader_is_refused(dataset: Dataset) -> None:
-    for kind, field in (("ffcv", "beton"), ("memory", "images")):
-        with pytest.raises(ConfigError, match=kind):
-            build_loader(replace(dataset, **{field: None}), kind=kind, augment=None, batch_size=2, seed=0)  # type: ignore[arg-type]
+def test_a_data_set_without_pixels_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="neither a beton nor images"):
+        build_loader(replace(dataset, beton=None, images=None), augment=None, batch_size=2)

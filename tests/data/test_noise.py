@@ -13,18 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data.classes import CIFAR100_CLASSES, CIFAR100_COARSE
-from rmd_dist.data.noise import make_noise, next_in_superclass, transition_rows
+from rmd_dist.data.labels import transition_rows
+from rmd_dist.data.noise import make_noise
+from rmd_dist.data.sources.cifar_classes import CIFAR100_CLASSES, CIFAR100_COARSE, next_in_superclass
+from rmd_dist.errors import ConfigError
 
 from .archives import SHARED
+from .noisy import info_of, noisy
 
 CIFAR10 = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 500))
 CIFAR100 = np.random.default_rng(2).permutation(np.repeat(np.arange(100), 50))
 
 
 def matrix(*args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
-    return np.array(make_noise(*args, **kwargs).manifest["transitions"])
+    return np.array(noisy(*args, **kwargs).manifest["transitions"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,15 +37,15 @@ def matrix(*args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
     seed=st.integers(0, 2**64 - 1),
 )
 def test_properties(labels: list[int], protocol: str, rate: float, seed: int) -> None:
-    noise = make_noise(labels, protocol, rate, seed, 5)
+    noise = noisy(labels, protocol, rate, seed, 5)
     clean = np.array(labels)
-    assert noise.labels.dtype == np.int64
-    assert ((noise.labels >= 0) & (noise.labels < 5)).all()
-    np.testing.assert_array_equal(noise.flipped, noise.labels != clean)
+    assert noise.given.dtype == np.int64
+    assert ((noise.given >= 0) & (noise.given < 5)).all()
+    np.testing.assert_array_equal(noise.flipped, noise.given != clean)
     counts = np.array(noise.manifest["transitions"])
     np.testing.assert_array_equal(counts.sum(1), np.bincount(clean, minlength=5))
     for i, c in enumerate(clean):
-        counts[c, noise.labels[i]] -= 1
+        counts[c, noise.given[i]] -= 1
     assert not counts.any()
     assert noise.manifest["realised_rate"] == noise.flipped.mean()
     for c in range(5):
@@ -52,8 +54,8 @@ def test_properties(labels: list[int], protocol: str, rate: float, seed: int) ->
             assert flips == quota
         else:
             assert flips <= (quota if protocol == "symmetric-inclusive" else 0)
-    again = make_noise(clean.astype(np.uint8), protocol, rate, seed, 5)
-    np.testing.assert_array_equal(again.labels, noise.labels)
+    again = make_noise(clean.astype(np.uint8), protocol, rate, seed, info_of(5))
+    np.testing.assert_array_equal(again, noise.given)
     json.dumps(noise.manifest)
 
 
@@ -61,9 +63,9 @@ def test_properties(labels: list[int], protocol: str, rate: float, seed: int) ->
 @given(low=st.floats(0, 1), high=st.floats(0, 1), protocol=st.sampled_from(["symmetric", "asymmetric"]))
 def test_a_lower_rate_flips_a_subset(low: float, high: float, protocol: str) -> None:
     low, high = sorted((low, high))
-    few, many = (make_noise(CIFAR10[:300], protocol, rate, 3, 10) for rate in (low, high))
+    few, many = (noisy(CIFAR10[:300], protocol, rate, 3, 10) for rate in (low, high))
     assert not (few.flipped & ~many.flipped).any()
-    np.testing.assert_array_equal(few.labels[few.flipped], many.labels[few.flipped])
+    np.testing.assert_array_equal(few.given[few.flipped], many.given[few.flipped])
 
 
 def test_symmetric_is_uniform_over_the_other_classes() -> None:
@@ -75,7 +77,7 @@ def test_symmetric_is_uniform_over_the_other_classes() -> None:
 
 
 def test_inclusive_draws_the_true_class_too() -> None:
-    noise = make_noise(np.repeat(np.arange(10), 20_000), "symmetric-inclusive", 0.5, 0, 10)
+    noise = noisy(np.repeat(np.arange(10), 20_000), "symmetric-inclusive", 0.5, 0, 10)
     counts = np.array(noise.manifest["transitions"])
     assert abs(np.diag(counts) - 11_000).max() < 5 * 1000**0.5
     assert abs(counts[~np.eye(10, dtype=bool)] - 1000).max() < 5 * 1000**0.5
@@ -100,9 +102,9 @@ def move(counts: np.ndarray[Any, Any], source: str, target: str) -> None:
 
 
 def test_asymmetric_cifar100_stays_in_its_superclass() -> None:
-    noise = make_noise(CIFAR100, "asymmetric", 0.4, 0, 100)
+    noise = noisy(CIFAR100, "asymmetric", 0.4, 0, 100)
     coarse = np.array(CIFAR100_COARSE)
-    np.testing.assert_array_equal(coarse[noise.labels], coarse[CIFAR100])
+    np.testing.assert_array_equal(coarse[noise.given], coarse[CIFAR100])
     assert noise.manifest["realised_rate"] == 0.4
     name = CIFAR100_CLASSES.index
     target = next_in_superclass()
@@ -131,14 +133,14 @@ def test_pairflip() -> None:
 
 
 def test_none() -> None:
-    noise = make_noise(CIFAR10, "none", 0.4, 0, 10)
-    np.testing.assert_array_equal(noise.labels, CIFAR10)
+    noise = noisy(CIFAR10, "none", 0.4, 0, 10)
+    np.testing.assert_array_equal(noise.given, CIFAR10)
     assert noise.manifest["nominal_rate"] == noise.manifest["realised_rate"] == 0
 
 
 def test_seeds_differ_and_the_clean_labels_stay() -> None:
     clean = CIFAR10.copy()
-    first, second = (make_noise(clean, "symmetric", 0.4, seed, 10) for seed in (0, 1))
+    first, second = (noisy(clean, "symmetric", 0.4, seed, 10) for seed in (0, 1))
     overlap = (first.flipped & second.flipped).mean()
     assert overlap == pytest.approx(0.16, abs=0.02)
     np.testing.assert_array_equal(clean, CIFAR10)
@@ -155,57 +157,49 @@ GOLDEN = {
 @pytest.mark.parametrize("protocol", GOLDEN)
 def test_golden(protocol: str) -> None:
     """The labels of a published run must come out the same for ever, on every platform."""
-    manifest = make_noise(np.arange(1000) % 10, protocol, 0.4, 7, 10).manifest
+    manifest = noisy(np.arange(1000) % 10, protocol, 0.4, 7, 10).manifest
     assert manifest["labels_sha256"] == GOLDEN[protocol]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.01, float("nan"), float("inf")])
 def test_bad_rates(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"noise rate .* is not in \[0, 1\]"):
-        make_noise(CIFAR10, "symmetric", rate, 0, 10)
+        noisy(CIFAR10, "symmetric", rate, 0, 10)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_bad_seeds(seed: int) -> None:
     with pytest.raises(ConfigError, match="noise seed"):
-        make_noise(CIFAR10, "symmetric", 0.4, seed, 10)
+        noisy(CIFAR10, "symmetric", 0.4, seed, 10)
 
 
 def test_protocols_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="'symetric' is unknown; choose one of none, symmetric,"):
-        make_noise(CIFAR10, "symetric", 0.4, 0, 10)
+        noisy(CIFAR10, "symetric", 0.4, 0, 10)
     with pytest.raises(ConfigError, match=r"not defined for digits; choose one of none, symmetric"):
-        make_noise(CIFAR10, "asymmetric", 0.4, 0, 10, dataset="digits")
+        noisy(CIFAR10, "asymmetric", 0.4, 0, 10, dataset="digits")
     with pytest.raises(ConfigError, match="not defined for 7 classes"):
-        make_noise([0, 6], "asymmetric", 0.4, 0, 7)
+        noisy([0, 6], "asymmetric", 0.4, 0, 7)
     with pytest.raises(ConfigError, match=r"not defined for cifar10; choose one of .*, asymmetric"):
-        make_noise(CIFAR10, "asymmetric-idblock", 0.4, 0, 10)
+        noisy(CIFAR10, "asymmetric-idblock", 0.4, 0, 10)
     with pytest.raises(ConfigError, match="no human labels of digits"):
-        make_noise(CIFAR10, "human:worse_label", 0.4, 0, 10, dataset="digits")
+        noisy(CIFAR10, "human:worse_label", 0.4, 0, 10, dataset="digits")
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "dataset"),
-    [
-        ([], 10, None),
-        ([0.5], 10, None),
-        ([[1]], 10, None),
-        ([10], 10, None),
-        ([-1], 10, None),
-        ([1], 10, "cifar100"),
-    ],
+    ("labels", "classes"), [([], 10), ([0.5], 10), ([[1]], 10), ([10], 10), ([-1], 10), ([0], 1)]
 )
-def test_bad_labels(labels: list[Any], classes: int, dataset: str | None) -> None:
+def test_bad_labels(labels: list[Any], classes: int) -> None:
     with pytest.raises(ValueError, match=r"labels|classes"):
-        make_noise(labels, "symmetric", 0.4, 0, classes, dataset=dataset)
+        make_noise(labels, "symmetric", 0.4, 0, info_of(classes))
 
 
 def test_transition_rows() -> None:
-    manifest = make_noise(CIFAR10, "pairflip", 0.4, 0, 10).manifest
+    manifest = noisy(CIFAR10, "pairflip", 0.4, 0, 10).manifest
     columns, rows = transition_rows(manifest, [str(c) for c in range(10)])
     assert columns[1:] == [str(c) for c in range(10)]
     assert rows[3] == ["3", 0, 0, 0, 300, 200, 0, 0, 0, 0, 0]
-    manifest = make_noise(CIFAR100, "asymmetric", 0.4, 0, 100).manifest
+    manifest = noisy(CIFAR100, "asymmetric", 0.4, 0, 100).manifest
     columns, rows = transition_rows(manifest, CIFAR100_CLASSES)
     assert rows[0] == ["apple", 30, 20, "mushroom 20"]
     assert len(columns) == len(rows[0])
@@ -222,13 +216,13 @@ def test_human_labels(tmp_path: Path) -> None:
     given = np.roll(CIFAR10, 1)
     path = human_file(tmp_path / "CIFAR-10_human.pt", {"clean_label": CIFAR10, "worse_label": given})
     for root in (tmp_path, path):
-        noise = make_noise(CIFAR10, "human:worse_label", 0.4, 0, 10, root=root)
-        np.testing.assert_array_equal(noise.labels, given)
+        noise = noisy(CIFAR10, "human:worse_label", 0.4, 0, 10, root=root)
+        np.testing.assert_array_equal(noise.given, given)
         assert noise.manifest["nominal_rate"] is None
         assert noise.manifest["realised_rate"] == (given != CIFAR10).mean()
     # A shortened archive holds the first images.
-    short = make_noise(CIFAR10[:100], "human:worse_label", 0.4, 0, 10, root=tmp_path)
-    np.testing.assert_array_equal(short.labels, given[:100])
+    short = noisy(CIFAR10[:100], "human:worse_label", 0.4, 0, 10, root=tmp_path)
+    np.testing.assert_array_equal(short.given, given[:100])
 
 
 def test_human_labels_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -247,7 +241,7 @@ def test_human_labels_of_other_data_are_refused(tmp_path: Path) -> None:
     for content, message in cases:
         path = human_file(tmp_path / "CIFAR-10_human.pt", content)
         with pytest.raises(ConfigError, match=message):
-            make_noise(CIFAR10, "human:worse_label", 0.4, 0, 10, root=path)
+            noisy(CIFAR10, "human:worse_label", 0.4, 0, 10, root=path)
 
 
 def test_human_files_are_not_executed(tmp_path: Path) -> None:
@@ -257,13 +251,13 @@ def test_human_files_are_not_executed(tmp_path: Path) -> None:
 
     path = human_file(tmp_path / "CIFAR-10_human.pt", {"clean_label": Touch(), "worse_label": CIFAR10})
     with pytest.raises(ConfigError, match="no numpy array needs"):
-        make_noise(CIFAR10, "human:worse_label", 0.4, 0, 10, root=path)
+        noisy(CIFAR10, "human:worse_label", 0.4, 0, 10, root=path)
     assert not (tmp_path / "trace").exists()
 
 
 def test_bad_human_files(tmp_path: Path) -> None:
     def attempt(name: str = "worse_label") -> None:
-        make_noise(CIFAR10, f"human:{name}", 0.4, 0, 10, root=tmp_path)
+        noisy(CIFAR10, f"human:{name}", 0.4, 0, 10, root=tmp_path)
 
     with pytest.raises(ConfigError, match=r"does not exist; get CIFAR-10_human.pt from"):
         attempt()
@@ -288,19 +282,19 @@ def test_bad_human_files(tmp_path: Path) -> None:
 )
 def test_real_human_labels() -> None:
     """The published rates (Wei et al. 2022, table 1), in percent."""
-    from rmd_dist.data.archive import load_pickled_dict
+    from rmd_dist.data.sources.archive import load_pickled_dict
 
     rates = {"aggre_label": 9.03, "random_label1": 17.23, "random_label2": 18.12, "random_label3": 17.64}
     with zipfile.ZipFile(SHARED / "CIFAR-10_human.pt") as archive:
         clean = load_pickled_dict(archive.read("archive/data.pkl"), "x")["clean_label"]
     for name, rate in (rates | {"worse_label": 40.21}).items():
-        manifest = make_noise(clean, f"human:{name}", 0, 0, 10, root=SHARED).manifest
+        manifest = noisy(clean, f"human:{name}", 0, 0, 10, root=SHARED).manifest
         assert 100 * manifest["realised_rate"] == pytest.approx(rate, abs=0.03)
     with zipfile.ZipFile(SHARED / "CIFAR-100_human.pt") as archive:
         content = load_pickled_dict(archive.read("CIFAR-100_human/data.pkl"), "x")
     fine = content["clean_label"]
     np.testing.assert_array_equal(np.array(CIFAR100_COARSE)[fine], content["clean_coarse_label"])
-    manifest = make_noise(fine, "human:noisy_label", 0, 0, 100, root=SHARED).manifest
+    manifest = noisy(fine, "human:noisy_label", 0, 0, 100, root=SHARED).manifest
     assert 100 * manifest["realised_rate"] == pytest.approx(40.20, abs=0.03)
     with pytest.raises(ConfigError, match=r"no array worse_label|labels outside"):
-        make_noise(clean, "human:worse_label", 0, 0, 10, root=SHARED / "CIFAR-100_human.pt")
+        noisy(clean, "human:worse_label", 0, 0, 10, root=SHARED / "CIFAR-100_human.pt")

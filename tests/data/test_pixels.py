@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from rmd_dist.data import pixels
+from rmd_dist.data.render import pixels
 
 Image = np.ndarray
 SIZES = (16, 32)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rmd_dist.config import ViewConfig
-from rmd_dist.data.augment import Augmenter
-from rmd_dist.data.datasets import Dataset
+from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.loader import Loader
+from rmd_dist.data.render.augment import Augmenter
 from tests.data.batches import COUNT, KINDS, assert_equal, expected_batches, read, skip_without_ffcv
 
 
@@ -111,11 +111,12 @@ def test_a_process_may_end_in_the_middle_of_an_epoch(dataset: Dataset, kind: str
 import numpy as np
 from pathlib import Path
 from rmd_dist.config import ViewConfig
-from rmd_dist.data.datasets import DATASET_INFO, Dataset
+from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.loader import build_loader
 beton, images = Path({str(dataset.beton)!r}), np.zeros(({COUNT}, 32, 32, 3), np.uint8)
-data = Dataset(DATASET_INFO["cifar10"], "train", np.zeros({COUNT}, np.int64), beton, images)
-kept = build_loader(data, kind={kind!r}, augment=ViewConfig(), batch_size=4, seed=0, workers=2).epoch(0)
+pixels = {{"ffcv": {{"beton": beton}}, "memory": {{"images": images}}}}[{kind!r}]
+data = Dataset(dataset_info("cifar10"), "train", np.zeros({COUNT}, np.int64), **pixels)
+kept = build_loader(data, augment=ViewConfig(), batch_size=4, seed=0, workers=2).epoch(0)
 next(kept)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmd_dist.config import ConfigError
-from rmd_dist.data.beton import beton_path, check_beton
-from rmd_dist.data.datasets import DATASET_INFO
-from rmd_dist.data.lock import exclusive
+from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.prepare import open_dataset, prepare
+from rmd_dist.data.sources.beton import beton_path, check_beton
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import exclusive
 
 from .archives import cifar10, write_folder, write_tar
 
@@ -75,7 +75,7 @@ def test_memory_writes_nothing(root: Path, source: Path) -> None:
 
 def test_digits_need_no_source(root: Path) -> None:
     data = open_dataset("digits", "test", root=root)
-    assert data.info is DATASET_INFO["digits"]
+    assert data.info is dataset_info("digits")
     assert len(data) == 360
     assert check_beton(beton_path(root, "digits", "train")).image_size == 16
 
@@ -114,9 +114,7 @@ def test_damage_is_refused_and_left_alone(root: Path, source: Path) -> None:
     for spoilt in (content[:-24], content[:-1] + b"x", b""):
         path.write_bytes(spoilt)
         for loader in ("ffcv", "memory"):
-            with pytest.raises(
-                ConfigError, match=r"cifar10_train.beton .*; delete it and run launch/prepare"
-            ):
+            with pytest.raises(ConfigError, match=r"cifar10_train.beton .*; delete it and run rmd prepare"):
                 open_dataset("cifar10", "train", root=root, loader=loader)
         assert path.read_bytes() == spoilt
     path.unlink()  # the remedy

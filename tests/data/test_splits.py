@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmd_dist.config import ConfigError
 from rmd_dist.data.splits import hold_out, probe, subset
+from rmd_dist.errors import ConfigError
 
 
 def strictly_rising(indices: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 A test asks the fixture `ranks` for a world and ships a module-level function to it:
 
-    def double(n):                          # runs on every rank; rmd_dist.dist knows rank and world
+    def double(n):                          # runs on every rank; rmd_dist.parallel knows rank and world
         return n * 2 + dist.rank()
 
     def test_double(ranks):
@@ -69,7 +69,7 @@ def _join_world(call: _Call) -> None:
 def _leave_world() -> None:
     import sys
 
-    from rmd_dist import dist
+    from rmd_dist.parallel import collectives as dist
 
     dist.shutdown()
     for name in _RANK_VARIABLES:

@@ -10,8 +10,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmd_dist import dist
-from rmd_dist.batch_norm import GlobalBatchNorm1d, convert_batch_norm
+from rmd_dist.parallel import collectives as dist
+from rmd_dist.parallel.batch_norm import GlobalBatchNorm1d, convert_batch_norm
 
 SHAPES = {"map": (3, 5, 4), "vector": (6,), "sequence": (3, 5)}
 

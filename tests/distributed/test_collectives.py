@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist import dist
+from rmd_dist.parallel import collectives as dist
 
 WORLDS = [2, 3, 4]
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from rmd_dist import dist
+from rmd_dist.parallel import collectives as dist
 from tests.distributed.pool import RankError
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist import dist
 from rmd_dist.losses import RelationLoss
+from rmd_dist.parallel import collectives as dist
 from tests.losses.naive_graph import features, naive_terms
 
 WIDTH = 24

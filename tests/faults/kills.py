@@ -28,10 +28,10 @@ from signal import SIGKILL
 
 import torch
 
-from rmd_dist.checkpoint import newest
-from rmd_dist.files import read_tensors
+from rmd_dist.engine.checkpoint import newest
+from rmd_dist.models.weights import read_tensors
+from tests.engine.test_kill import scalars
 from tests.faults.nursery import Job, Nursery
-from tests.resume.test_kill import scalars
 from tests.tiny import words
 
 EVERY = 2  # steps between saves

@@ -39,7 +39,12 @@ _PR_SET_PDEATHSIG = 1
 
 # What a run imports late, because a --help or another run does without.
 MODULES = (
-    *("rmd_dist.start", "rmd_dist.trainer", "torch.utils.tensorboard", "torch.utils.tensorboard.summary"),
+    *(
+        "rmd_dist.engine.start",
+        "rmd_dist.engine.trainer",
+        "torch.utils.tensorboard",
+        "torch.utils.tensorboard.summary",
+    ),
     *("torch._dynamo", "torch.distributed.algorithms.ddp_comm_hooks", "sklearn.datasets", "rich.live"),
 )
 
@@ -177,16 +182,16 @@ class Nursery:
 
 def train(stage: str, argv: list[str]) -> None:
     """What launch/STAGE.py does."""
-    from rmd_dist.cli import parse
     from rmd_dist.config import DistillConfig, PretrainConfig
-    from rmd_dist.start import train as train_stage
+    from rmd_dist.config.cli import parse
+    from rmd_dist.engine.start import train as train_stage
 
     train_stage(parse(PretrainConfig, argv) if stage == "pretrain" else parse(DistillConfig, argv))
 
 
 def _live(asked: dict[str, Any], rank: int) -> None:
     """A rank's life, in the forked process."""
-    from rmd_dist.cli import run
+    from rmd_dist.commands.entry import run
     from tests.faults.sabotage import install
 
     file = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -221,9 +226,10 @@ def _warm_up() -> None:
     """Import, and do once, what takes long the first time and starts no thread."""
     for name in MODULES:
         importlib.import_module(name)
-    from rmd_dist import figures, rng
-    from rmd_dist.cli import parse
     from rmd_dist.config import DistillConfig, PretrainConfig
+    from rmd_dist.config.cli import parse
+    from rmd_dist.data.render import rng
+    from rmd_dist.runs import figures
 
     for config in (PretrainConfig, DistillConfig):
         parse(config, [])

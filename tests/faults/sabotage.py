@@ -21,8 +21,8 @@ def install(what: str) -> None:
 
 
 def _at_step(rank: int, number: int, action: Callable[[], None]) -> None:
-    from rmd_dist import dist
-    from rmd_dist.trainer import Trainer
+    from rmd_dist.engine.trainer import Trainer
+    from rmd_dist.parallel import collectives as dist
 
     step = Trainer.train_step
 
@@ -50,8 +50,8 @@ def _stall(rank: int, number: int) -> None:
 
 
 def _raise_in_loader(rank: int, number: int) -> None:
-    from rmd_dist import dist
-    from rmd_dist.data.augment import Augmenter
+    from rmd_dist.data.render.augment import Augmenter
+    from rmd_dist.parallel import collectives as dist
 
     render, calls = Augmenter.render, [0]
 
@@ -69,7 +69,7 @@ _INSTALLERS = {"raise": _raise_in_step, "loader": _raise_in_loader, "stall": _st
 
 def main() -> None:
     """`python -m tests.faults.sabotage WHAT STAGE ARGV...`: a launch script with a fault in it."""
-    from rmd_dist.cli import run
+    from rmd_dist.commands.entry import run
     from tests.faults.nursery import train
 
     what, stage, *argv = sys.argv[1:]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 
-from rmd_dist.checkpoint import newest
-from rmd_dist.files import read_tensors
+from rmd_dist.engine.checkpoint import newest
+from rmd_dist.models.weights import read_tensors
 from tests.faults.command import Command
 from tests.faults.nursery import Job, Nursery
 from tests.tiny import words

@@ -1,7 +1,7 @@
 """Faults made for real on forked ranks: one line that tells, the exit code, no process and no debris left.
 
 `python -m tests.faults.table` makes all of them by the commands that a user types. Those that need no process
-of their own are in tests/test_start.py.
+of their own are in tests/engine/test_start.py.
 """
 
 from __future__ import annotations

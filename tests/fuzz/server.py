@@ -140,7 +140,7 @@ def _child(work, folder: Path, as_nobody: bool, writing: int) -> None:  # type: 
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     outcome, detail = "accepted", ""
     try:
-        from rmd_dist.config import ConfigError
+        from rmd_dist.errors import ConfigError
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

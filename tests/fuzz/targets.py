@@ -21,20 +21,22 @@ import torch
 import torch.utils.tensorboard
 from torch import nn
 
-from launch.compare import rows
-from rmd_dist.checkpoint import collect, newest, open_checkpoint, restore, write_checkpoint
-from rmd_dist.cli import parse, save_yaml
+from rmd_dist.commands.compare import rows
 from rmd_dist.config import DistillConfig, EvaluateConfig, PretrainConfig
-from rmd_dist.curves import PANELS, read_curve
-from rmd_dist.data.beton import write_beton
-from rmd_dist.data.datasets import DATASET_INFO, Samples, load_samples
-from rmd_dist.data.human import load_human_labels
+from rmd_dist.config.cli import parse
+from rmd_dist.config.convert import save_yaml
+from rmd_dist.data.dataset import Samples, dataset_info, load_samples
 from rmd_dist.data.prepare import open_dataset
-from rmd_dist.history import History
+from rmd_dist.data.sources.beton import write_beton
+from rmd_dist.data.sources.human import load_human_labels
+from rmd_dist.engine.checkpoint import newest, open_checkpoint, write_checkpoint
+from rmd_dist.engine.start import _choose_teacher
+from rmd_dist.engine.state import State
 from rmd_dist.models.export import create, export, load
-from rmd_dist.monitor import Monitor
-from rmd_dist.run import RunFolder, newest_finished, read_manifest
-from rmd_dist.start import _choose_teacher
+from rmd_dist.runs.curves import PANELS, read_curve
+from rmd_dist.runs.folder import RunFolder, newest_finished, read_manifest
+from rmd_dist.runs.history import History
+from rmd_dist.runs.monitor import Monitor
 from tests.data import archives
 
 MODEL = "resnet18_cifar_w16"
@@ -121,7 +123,7 @@ BETON, BESIDE = "digits_train.beton", "digits_train.json"
 
 
 def _make_beton(folder: Path) -> None:
-    random, info = np.random.default_rng(0), DATASET_INFO["digits"]
+    random, info = np.random.default_rng(0), dataset_info("digits")
     images = random.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     write_beton(Samples(images, np.arange(12) % 10), info, "train", folder)
 
@@ -171,7 +173,7 @@ def _make_checkpoints(folder: Path) -> None:
     module, optimizer = network()
     for step in (1, 2):
         _step(module, optimizer)
-        state = collect(step, module, optimizer, {"scaler": {"scale": 1.0}})
+        state = State(module, optimizer, step=step).snapshot({"scaler": {"scale": 1.0}})
         write_checkpoint(folder / "checkpoints", state, keep=2, follows=step - 1)
 
 
@@ -203,7 +205,7 @@ def _open_checkpoints(folder: Path) -> None:
     assert found is not None or (folder / "checkpoints").is_file()
     checkpoint = open_checkpoint(folder / TENSORS)
     module, optimizer = network()
-    restore(checkpoint, module, optimizer)
+    State(module, optimizer).restore(checkpoint)
     _step(module, optimizer)  # what was accepted must be of use
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rmd_dist.errors import ConfigError
 from tests.fuzz.bombs import BOMBS
 from tests.fuzz.campaign import DEFECTS, lines, run
 
@@ -14,6 +15,7 @@ from tests.fuzz.campaign import DEFECTS, lines, run
 SLOW = ("500 MB", "3 GB", "6 GB", "30 million", "giga", "eva_", "meta: ", "a million tensors", "teacher's")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_no_input_does_more_than_raise_one_clear_error(tmp_path: Path) -> None:
     """No traceback, crash, hang or bomb, and no code is run; see tests/fuzz/bombs.py and mutate.py."""
@@ -25,7 +27,7 @@ def test_no_input_does_more_than_raise_one_clear_error(tmp_path: Path) -> None:
 
 
 def _refuse(folder: Path) -> None:
-    from rmd_dist.config import ConfigError
+    from rmd_dist.errors import ConfigError
 
     raise ConfigError((folder / "message").read_text())
 
@@ -41,7 +43,7 @@ def _write_to_nowhere(_folder: Path) -> None:
 
 
 def _take_memory(_folder: Path) -> None:
-    from rmd_dist.config import ConfigError
+    from rmd_dist.errors import ConfigError
 
     try:
         bytearray(1 << 40)
@@ -82,9 +84,7 @@ def test_the_fuzz_tells_the_ends_apart(end: str, tmp_path: Path, monkeypatch: py
 
 
 def test_an_error_of_two_lines_is_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rmd_dist import config
-
-    class Sloppy(config.ConfigError):
+    class Sloppy(ConfigError):
         def __str__(self) -> str:
             return "two\nlines"
 

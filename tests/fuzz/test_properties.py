@@ -14,11 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmd_dist.checkpoint import collect, newest, write_checkpoint
-from rmd_dist.cli import full_keys, parse, save_yaml
-from rmd_dist.config import ConfigError, DistillConfig, PretrainConfig
-from rmd_dist.data.noise import PROTOCOLS, make_noise, next_in_superclass
-from rmd_dist.run import read_manifest
+from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config.cli import parse
+from rmd_dist.config.convert import save_yaml
+from rmd_dist.config.fields import facts_of
+from rmd_dist.data.noise import PROTOCOLS, make_noise
+from rmd_dist.data.sources.cifar_classes import next_in_superclass
+from rmd_dist.engine.checkpoint import newest, write_checkpoint
+from rmd_dist.engine.state import State
+from rmd_dist.errors import ConfigError
+from rmd_dist.runs.folder import read_manifest
+from tests.data.noisy import info_of, noisy
 from tests.fuzz.mutate import HOSTILE, PATHS, replace
 from tests.fuzz.targets import network
 
@@ -70,28 +76,29 @@ def noise_cases(draw: Any) -> tuple[np.ndarray, str, float, int, int]:
 def test_noise_flips_what_it_says_and_says_what_it_flipped(case: Any) -> None:
     """Exact counts for each class, allowed targets alone, a manifest that agrees, the same every time."""
     labels, protocol, rate, seed, classes = case
-    noise = make_noise(labels, protocol, rate, seed, classes)
+    noise = noisy(labels, protocol, rate, seed, classes)
     manifest = noise.manifest
     transitions = np.array(manifest["transitions"])
     for c in range(classes):
         own = labels == c
         allowed, quota = targets(protocol, classes, c), round(rate * own.sum())
         flips = int((noise.flipped & own).sum())
-        assert set(noise.labels[own & noise.flipped].tolist()) <= allowed
-        assert c not in noise.labels[own & noise.flipped]
+        assert set(noise.given[own & noise.flipped].tolist()) <= allowed
+        assert c not in noise.given[own & noise.flipped]
         assert flips <= quota if protocol == "symmetric-inclusive" else flips == (quota if allowed else 0)
-        assert transitions[c].tolist() == np.bincount(noise.labels[own], minlength=classes).tolist()
+        assert transitions[c].tolist() == np.bincount(noise.given[own], minlength=classes).tolist()
     assert transitions.sum() == manifest["count"] == len(labels)
     assert manifest["realised_rate"] == (len(labels) - np.trace(transitions)) / len(labels)
-    assert manifest["labels_sha256"] == hashlib.sha256(noise.labels.astype("<i8").tobytes()).hexdigest()
+    assert manifest["labels_sha256"] == hashlib.sha256(noise.given.astype("<i8").tobytes()).hexdigest()
     assert json.loads(json.dumps(manifest)) == manifest
-    again = make_noise(labels.astype(np.uint8), protocol, rate, seed, classes)
-    assert again.manifest == manifest and np.array_equal(again.labels, noise.labels)
+    assert noisy(labels, protocol, rate, seed, classes).manifest == manifest
+    again = make_noise(labels.astype(np.uint8), protocol, rate, seed, info_of(classes))
+    assert np.array_equal(again, noise.given)
 
 
 # Configurations
 
-KEYS = {PretrainConfig: full_keys(PretrainConfig), DistillConfig: full_keys(DistillConfig)}
+KEYS = {cls: list(facts_of(cls)) for cls in (PretrainConfig, DistillConfig)}
 TEXTS = st.one_of(
     st.sampled_from(
         ["null", "true", "1e3", "[1]", "{a: 1}", "~", "-", "1_000", "0x10", "1:30", "yes", "é", " a "]
@@ -157,8 +164,7 @@ def test_any_words_are_a_configuration_or_one_line(data: Any, tmp_path: Path) ->
     values = st.one_of(TEXTS, st.floats().map(str), st.integers().map(str))
     words = data.draw(st.lists(st.one_of(st.tuples(flags, values), st.tuples(values)), max_size=3))
     flat = [word for pair in words for word in pair]
-    asks = ("-h", "--h", "--v", "--p")  # help and the like end the process as they should
-    if not any(word.startswith(asks) for word in flat):
+    if not {"-h", "--help", "--version"} & set(flat):  # these end the process, as they should
         assert_valid_or_one_line(DistillConfig, flat, tmp_path)
 
 
@@ -221,7 +227,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     module, optimizer = network()
     for step in (1, 2, 3, 4):
-        write_checkpoint(folder, collect(step, module, optimizer, {"scaler": {}}), keep=9, follows=step - 1)
+        snapshot = State(module, optimizer, step=step).snapshot({"scaler": {}})
+        write_checkpoint(folder, snapshot, keep=9, follows=step - 1)
     return folder
 
 

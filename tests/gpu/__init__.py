@@ -1,1 +1,1 @@
-"""What must hold on a GPU. Skipped without one; `--device cpu` runs what has a CPU form, on the CPU."""
+"""What must hold on a GPU. Without one, or with `--device cpu`, each test's first case runs on the CPU."""

@@ -15,7 +15,7 @@ from tests.tiny import final_tensors, train_tiny, trainer_of, words
 SMALL = "resnet18_cifar_w16_s2"
 
 if TYPE_CHECKING:
-    from rmd_dist.trainer import Trainer
+    from rmd_dist.engine.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from rmd_dist.evaluate import knn_accuracy
+from rmd_dist.evaluation.measures import knn_accuracy
 from rmd_dist.losses import LOSSES, RelationLoss, build_loss, simsiam_loss
-from rmd_dist.numerics import set_numerics
+from rmd_dist.parallel.numerics import set_numerics
 from tests.losses.naive_graph import features, naive_terms
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rmd_dist import dist
 from rmd_dist.models.export import create
-from rmd_dist.tasks.distill import Student
+from rmd_dist.models.student import Student
+from rmd_dist.parallel import collectives as dist
 from tests.distributed.test_batch_norm import _check, _run
 from tests.gpu.runs import Device, differing
 from tests.tiny import final_tensors, greatest_difference, train_tiny, update_difference

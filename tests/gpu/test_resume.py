@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from rmd_dist.checkpoint import newest
-from rmd_dist.files import read_tensors
+from rmd_dist.engine.checkpoint import newest
+from rmd_dist.models.weights import read_tensors
 from tests.gpu.runs import cuda_alone, differing
 
 BOTH = pytest.mark.parametrize("stage", ["pretrain", "distill"])
@@ -31,10 +31,9 @@ def test_a_state_is_saved_as_it_was_though_the_next_steps_change_it(stage, devic
 
         def step() -> None:
             trainer.train_step([next(batches).to(trainer.accelerator.device)], logging=False)
-            trainer.step += 1
 
         step()
-        weights = {name: value.clone() for name, value in trainer.raw.state_dict().items()}
+        weights = {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
         momenta = [s["momentum_buffer"].clone() for s in trainer.optimizer.state.values()]
         trainer._save()
         for _ in range(3):
@@ -47,5 +46,5 @@ def test_a_state_is_saved_as_it_was_though_the_next_steps_change_it(stage, devic
             assert torch.equal(saved[f"model/{name}"], value.cpu()), name
         for number, momentum in enumerate(momenta):
             assert torch.equal(saved[f"optimizer/{number}/momentum_buffer"], momentum.cpu()), number
-        changed = trainer.raw.state_dict()
+        changed = trainer.state.model.state_dict()
         assert any(not torch.equal(changed[name], value) for name, value in weights.items())

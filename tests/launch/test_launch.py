@@ -18,6 +18,8 @@ import pytest
 from rmd_dist.data.prepare import prepare
 from tests.data.archives import cifar10, write_tar
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds of one command
 ALONE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
@@ -126,7 +128,10 @@ def test_help_is_quick(script, shown):
         ("distill", ["--config", "bad.yaml"], ["optim.speed"]),
         ("evaluate", ["--frobnicate", "1"], ["frobnicate", "--help"]),
         ("study", ["bad.yaml"], ["bad.yaml", "optim"]),
-        ("study", ["nowhere.yaml"], ["nowhere.yaml", "cannot be read as a study"]),
+        ("study", ["nowhere.yaml"], ["nowhere.yaml", "neither a file nor a preset"]),
+        ("pretrain", ["--dataset", "mnist"], ["'mnist'", "cifar10, cifar100, digits"]),
+        ("evaluate", ["x", "--dataset", "mnist"], ["'mnist'", "cifar10, cifar100, digits"]),
+        ("prepare", ["--dataset", "mnist"], ["'mnist'", "cifar10, cifar100, digits"]),
         ("prepare", ["--dataset", "cifar10", "--source", "nowhere"], ["nowhere"]),
         ("prepare", ["--dataset", "cifar10", "--source", "empty.tar.gz"], ["empty.tar.gz"]),
         ("prepare", ["--dataset", "cifar10", "--source", "cut.tar.gz"], ["cut.tar.gz"]),
@@ -179,8 +184,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("no teacher", ["no finished run of digits", "launch/pretrain.py", "--teacher PATH", "--K 0"]),
-        ("a damaged beton", ["digits_train.beton", "SHA-256", "launch/prepare.py"]),
+        ("no teacher", ["no finished run of digits", "rmd pretrain", "--teacher PATH", "--K 0"]),
+        ("a damaged beton", ["digits_train.beton", "SHA-256", "rmd prepare"]),
         ("a wrong model", ["nowhere/at/all does not exist"]),
         ("no run", ["nowhere is not a run folder"]),
     ],
@@ -214,7 +219,7 @@ def here(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
 
 def test_evaluating_nothing_says_how(here):
     code, err = here("evaluate", "--cpu", "true")
-    assert code == 2 and err == "error: no checkpoint given; use: launch/evaluate.py RUN_FOLDER_OR_FILE\n"
+    assert code == 2 and err == "error: no checkpoint given; use: rmd evaluate RUN_FOLDER_OR_FILE\n"
 
 
 def exported_in(folder: Path) -> Path:

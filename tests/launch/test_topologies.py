@@ -31,6 +31,8 @@ from tests.tiny import (
     words,
 )
 
+pytestmark = pytest.mark.slow
+
 TABLE = (ROOT / "README.md").read_text().split("## On your hardware")[1].split("\n## ")[0]
 FILES = {path.stem: path for path in (ROOT / "configs" / "accelerate").glob("*.yaml")}
 # machines, processes over all of them, precision
@@ -159,7 +161,7 @@ def test_two_nodes_of_slurm_train_as_one_process_and_survive_a_rank(slurm, tmp_p
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["status"], manifest["step"], manifest["world_size"]) == ("finished", 12, 2)
 
-    # As in tests/test_trainer.py: rounding alone after the first step, the second as a whole.
+    # As in tests/engine/test_trainer.py: rounding alone after the first step, the second as a whole.
     ranks(1).run(train_tiny, "pretrain", words("pretrain", tmp_path / "one", *more, "--max-steps", "2"))
     nodes, one = (
         [tensors_at("pretrain", tmp_path / name, step) for step in (1, 2)] for name in ("nodes", "one")

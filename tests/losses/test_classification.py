@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist.config import ConfigError
+from rmd_dist.errors import ConfigError
 from rmd_dist.losses import LOSSES, build_loss
 
 NAMES = list(LOSSES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist.config import ConfigError
+from rmd_dist.errors import ConfigError
 from rmd_dist.losses import RelationLoss, relation_forms, relation_matrices
 from rmd_dist.losses.relation_forms import cheaper
 from tests.losses.naive_graph import features, naive_terms

@@ -10,11 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from rmd_dist.config import ConfigError
-from rmd_dist.files import save_tensors, write_json
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import write_json
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create, export, load
-from rmd_dist.tasks.distill import Student
+from rmd_dist.models.student import Student
+from rmd_dist.models.weights import save_tensors
 
 NAME = "resnet18_cifar_w16"
 ABOUT = {"dataset": "digits", "stage": "distill", "classes": ["a", "b"]}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from rmd_dist.config import ConfigError, DistillConfig
+from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config.convert import flatten
+from rmd_dist.config.fields import facts_of
+from rmd_dist.errors import ConfigError
 from rmd_dist.study.cells import CLEAN, choose, plan
 from rmd_dist.study.spec import load_spec
 from tests.study.small import SPEC, named, spec
@@ -40,7 +44,7 @@ def test_a_file_holds_only_what_differs_from_those_it_extends(tmp_path):
         ("datasets: [mnist]", "mnist"),
         (
             "distill: {optim: {epoch: 3}}",
-            "small: ce, none: unknown option 'optim.epoch'; did you mean optim.epochs",
+            "small.yaml: distill: unknown option 'optim.epoch'; did you mean optim.epochs",
         ),
         ("distill: {optim: {epochs: 0}}", "optim.epochs = 0 is out of range"),
         ('methods: {"": {K: {gce: 1}}}', "K has none of symmetric0.4, symmetric, ce, digits and no default"),
@@ -53,7 +57,15 @@ def test_a_file_holds_only_what_differs_from_those_it_extends(tmp_path):
         ("seeds: [0, 0]", "seeds has a value twice"),
         ("distill: {loss: ce}", "distill.loss is set by the study; use losses"),
         ("distill: {noise: {rate: 0.1}}", "distill.noise.rate is set by the study; use noise"),
-        ("distill: {optim: 5}", "distill.optim = 5 must be a group of keys"),
+        ("distill: {noise.rate: 0.1}", "distill.noise.rate is set by the study; use noise"),
+        ("pretrain: {data: {dataset: cifar10}}", "pretrain.data.dataset is set by the study; use datasets"),
+        ("distill: {augment: other.yaml}", "distill: augment = 'other.yaml' must be a group of keys"),
+        ("distill: {augment: 3}", "distill: augment = 3 must be a group of keys"),
+        ("pretrain: {views: 3}", "pretrain: views = 3 must be a group of keys"),
+        ("distill: other.yaml", "distill = 'other.yaml' must be a group of keys"),
+        ("distill: {optim: {lr: fast}}", "distill: optim.lr = 'fast' is not valid; allowed: float | null"),
+        ("distill: {K: null}", "distill: K = null is not valid; allowed: float"),
+        ("distill: {optim: 5}", "distill: optim = 5 must be a group of keys"),
         ("per_dataset: {digits: {distill: 5}}", "must be a group of keys"),
         ('methods: {"": {K: {cee: 1, default: 0}}}', "'cee' is no data set, loss, noise"),
         ("noise: {symmetric: [1.4]}", "small: ce, symmetric: noise.rate = 1.4 is out of range"),
@@ -72,6 +84,22 @@ def test_mistakes_are_told_in_one_line(tmp_path, change, told):
         plan([spec(tmp_path, text)])
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill"])
+def test_what_a_study_sets_is_refused_in_its_sections(tmp_path, stage):
+    cls = {"pretrain": PretrainConfig, "distill": DistillConfig}[stage]
+    owned = {key: facts.study for key, facts in facts_of(cls).items() if facts.study}
+    assert {"run.seed", "data.dataset"} <= set(owned)
+    default = flatten(cls())
+    for key, axis in owned.items():
+        text = yaml.safe_dump({stage: {key: default[key]}})
+        kept = "\n".join(line for line in SPEC.splitlines() if not line.startswith(f"{stage}:"))
+        if (stage, key) == ("pretrain", "run.seed"):
+            assert spec(tmp_path, f"{kept}\n{text}").pretrain == {key: 0}  # of the one teacher
+            continue
+        with pytest.raises(ConfigError, match=f"{stage}.{key} is set by the study; use {axis}$"):
+            spec(tmp_path, f"{kept}\n{text}")
 
 
 def test_the_grid_has_each_run_once_and_one_pretraining(tmp_path):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launch.study import arguments
-from rmd_dist.config import ConfigError
+from rmd_dist.commands.study import arguments
+from rmd_dist.errors import ConfigError
 from rmd_dist.study import commands, tune
-from rmd_dist.study.cells import plan
-from rmd_dist.study.folder import read_study
-from rmd_dist.study.ledger import Status
+from rmd_dist.study.cells import Cell, Table, plan
+from rmd_dist.study.folder import Study, read_study
+from rmd_dist.study.spec import StudySpec
+from rmd_dist.study.status import Status
 from tests.study.small import StandIn, spec
 
 SPEC = """
@@ -29,8 +29,23 @@ tune: {low: 0.01, high: 1.0, coarse: 3, fine: 1, prune: false}
 """
 
 
-def _status(value: float, last: float = 0.5, state: str = "finished") -> Status:
-    return Status(state, None, None, {"last": last}, {66: value}, 1, 0)
+def _measured(cell: Cell, folder: Path, curve: dict[int, float]) -> None:
+    """Write what a run has measured: step -> selection accuracy."""
+    run = cell.run_folder(folder)
+    run.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"step": step, "validation/accuracy_noisy": v}) + "\n" for step, v in curve.items()]
+    (run / "metrics.jsonl").write_text("".join(lines))
+
+
+def _searched(folder: Path, spec: StudySpec, scores: dict[float, tuple[float, float]]) -> tuple[Study, Table]:
+    """A finished search: K -> (selection, test) accuracy of its run, (0.5, 0.5) where not given."""
+    cells, tables = plan([spec])
+    study = Study(folder, {cell.key: cell for cell in cells}, tables, {})
+    for entry in tables[0].entries:
+        selection, test = scores.get(entry.K, (0.5, 0.5))
+        _measured(study.cells[entry.key], folder, {22: 0.1, 66: selection})
+        study.status[entry.key] = Status("finished", results={"last": test})
+    return study, tables[0]
 
 
 def test_the_coarse_grid_is_uniform_in_log_K_and_has_0(tmp_path):
@@ -46,66 +61,57 @@ def test_the_coarse_grid_is_uniform_in_log_K_and_has_0(tmp_path):
 )
 def test_the_fine_grid_lies_between_the_best_and_its_neighbours(tmp_path, best, added):
     prepared = tune.prepared(spec(tmp_path, SPEC))
-    _, (table,) = plan([prepared])
-    status = {e.key: _status(0.9 if best == e.K else 0.5) for e in table.entries}
-    finer = tune.refined(prepared, table, status)
+    study, table = _searched(tmp_path, prepared, {best: (0.9, 0.5)})
+    finer = tune.refined(study, table)
     assert finer
     tried = {delta["K"] for delta in finer.methods.values()}
     assert tried - {e.K for e in table.entries} == set(added)
-    _, (larger,) = plan([finer])
-    assert (
-        tune.refined(finer, larger, {e.key: _status(0.5) for e in larger.entries}) is None
-    )  # once is enough
+    assert tune.refined(*_searched(tmp_path, finer, {})) is None  # once is enough
 
 
 def test_no_fine_grid_before_the_coarse_one_is_through(tmp_path):
     prepared = tune.prepared(spec(tmp_path, SPEC))
-    _, (table,) = plan([prepared])
-    status = {e.key: _status(0.5) for e in table.entries}
-    status[table.entries[0].key] = _status(0.5, state="waiting")
-    assert tune.refined(prepared, table, status) is None
+    study, table = _searched(tmp_path, prepared, {})
+    study.status[table.entries[0].key] = Status("waiting")
+    assert tune.refined(study, table) is None
 
 
 def test_the_verdict_chooses_by_validation_and_tells_what_the_oracle_had(tmp_path):
     prepared = tune.prepared(spec(tmp_path, SPEC))
-    _, (table,) = plan([prepared])
-    scores = {0.0: (0.40, 0.50), 0.01: (0.55, 0.60), 0.1: (0.50, 0.70), 1.0: (0.30, 0.20)}
-    status = {e.key: _status(*scores[e.K]) for e in table.entries}
-    said = tune.verdict(prepared, table, status)
+    scores = {0.0: (0.40, 0.50), 0.01: (0.55, 0.60), 0.1: (0.50, 0.70), 1.0: (0.99, 0.99)}
+    study, table = _searched(tmp_path, prepared, scores | {1.0: (0.30, 0.20)})
+    said = tune.verdict(study, table)
     assert said[-3].startswith("chosen: K = 0.01 by validation/accuracy_noisy, test accuracy 60.00 %")
     assert said[-1] == "the best may lie outside: K = 0.01 is the smallest above 0; lower tune.low"
     assert said[-2] == "oracle: K = 0.1, test accuracy 70.00 %; the choice cost 10.00 points"
     worst = table.entries[-1].key
-    status[worst] = _status(0.99, 0.99, "pruned")  # what was stopped is neither chosen nor an oracle
-    said = tune.verdict(prepared, table, status)
+    study, table = _searched(tmp_path, prepared, scores)
+    study.status[worst] = Status("pruned", results={"last": 0.99})  # neither chosen nor an oracle
+    said = tune.verdict(study, table)
     assert said[-4].startswith("chosen: K = 0.01") and "1 of 4 runs were stopped early" in said[-2]
-    status[worst] = _status(0.5, state="failed")
-    assert any(
-        line.startswith("provisional: runs are unfinished") for line in tune.verdict(prepared, table, status)
-    )
+    study.status[worst] = Status("failed")
+    assert any(line.startswith("provisional: runs are unfinished") for line in tune.verdict(study, table))
 
 
 def test_a_run_below_the_median_of_the_others_is_hopeless_after_a_while(tmp_path):
     prepared = tune.prepared(
         spec(tmp_path, SPEC.replace("prune: false", "prune_after: 0.5, prune_margin: 0.02"))
     )
-    cells, (table,) = plan([prepared])
-    values = dict(zip([e.key for e in table.entries], (0.5, 0.6, 0.55, math.nan), strict=True))
-
-    def status() -> dict[str, Status]:
-        return {key: Status("running", None, None, {}, {60: v, 20: v}, 1, 0) for key, v in values.items()}
-
-    students = {cell.key: cell for cell in cells}
-    values.pop(table.entries[-1].key)
-    values[table.entries[-1].key] = 0.1
-    pruner = tune.Pruner(prepared.tune, cells, status)
-    late = students[table.entries[-1].key]
+    cells, _ = plan([prepared])
+    *others, late = (cell for cell in cells if cell.stage == "distill")
+    pruner = tune.MedianPruner(prepared.tune, tmp_path, cells)
+    for cell, value in zip(others, (0.5, 0.6, 0.55), strict=True):
+        _measured(cell, tmp_path, {20: value, 60: value})
     assert late.steps == 20 * 3
-    assert not pruner(late, [(20, 0.1)])  # too early
-    assert not pruner(late, [(60, 0.1)])  # at its end
+    assert pruner(late) is None  # nothing is measured yet
+    _measured(late, tmp_path, {20: 0.1})
+    assert pruner(late) is None  # too early
+    _measured(late, tmp_path, {20: 0.1, 60: 0.1})
+    assert pruner(late) is None  # at its end
     late.config.optim.epochs = 4
-    assert pruner(late, [(60, 0.1)])
-    assert not pruner(late, [(60, 0.535)])  # within the margin of the median, 0.55
+    assert pruner(late) == "step 60, 10.00 %"
+    _measured(late, tmp_path, {20: 0.1, 60: 0.535})
+    assert pruner(late) is None  # within the margin of the median, 0.55
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,29 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from launch.study import arguments
-from rmd_dist.config import ConfigError
-from rmd_dist.faults import Stopped
+from rmd_dist.commands.study import arguments
+from rmd_dist.errors import ConfigError, Stopped
 from rmd_dist.study import commands, worker
-from rmd_dist.study.cells import plan
-from rmd_dist.study.folder import read_study, write_specs
-from rmd_dist.study.ledger import Ledger
+from rmd_dist.study.cells import Cell, plan
+from rmd_dist.study.folder import curve_so_far, read_study, write_specs
+from rmd_dist.study.outlook import step_seconds
 from rmd_dist.study.runner import Data, Topology, complete
 from rmd_dist.study.spec import load_spec
-from rmd_dist.study.worker import Crew, Tally, Worker, duration
+from rmd_dist.study.status import retry
+from rmd_dist.study.worker import Tally, Worker, duration, work
 from tests.study.small import SPEC, StandIn, cells, named, spec
 
 ROOT = Path(__file__).parents[2]
 
 
-def _crew(tmp_path: Path, lines: list[str], count: int = 1, **watch: object) -> Crew:
+def _workers(tmp_path: Path, lines: list[str], count: int = 1, **watch: object) -> list[Worker]:
     folder, grid = tmp_path / "study", cells(tmp_path)
     folder.mkdir(exist_ok=True)
-    ledger = Ledger(folder)
-    ledger.enter(grid)
     write_specs(folder, [spec(tmp_path)])
-    hands = [Ledger(folder) for _ in range(count)]
-    return Crew([Worker(folder, grid, hand, StandIn(), Data(), lines.append, **watch) for hand in hands])
+    return [Worker(folder, grid, StandIn(), Data(), lines.append, **watch) for _ in range(count)]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +52,7 @@ def _plan(tmp_path: Path, **todo: object) -> None:
 
 def test_every_cell_runs_once_and_the_teacher_first(tmp_path):
     lines: list[str] = []
-    tally = _crew(tmp_path, lines, count=2).run()
+    tally = work(_workers(tmp_path, lines, count=2))
     keys = [cell.key for cell in cells(tmp_path)]
     assert sorted(tally.finished) == sorted(keys)
     assert _starts(tmp_path) == dict.fromkeys(keys, 1)
@@ -64,16 +62,15 @@ def test_every_cell_runs_once_and_the_teacher_first(tmp_path):
     assert all(order.index(teacher) < order.index(key) for key in taught)
     study = read_study(tmp_path / "study")
     assert study.accuracy(taught[0]) == 0.5
-    assert study.status[taught[0]].results["step_seconds"] == pytest.approx(0.1)
-    assert study.status[taught[0]].intermediate == {22: 0.5, 44: 0.5, 66: 0.5}
+    assert step_seconds(study.run(taught[0]), 64) == pytest.approx(0.1)
     assert study.curve(taught[0], "test/accuracy") == ([22, 44, 66], [0.5] * 3)
     assert study.teacher("digits", study.tables[0]) == study.run(teacher)
-    assert _crew(tmp_path, lines).run() == Tally()  # nothing is left
+    assert work(_workers(tmp_path, lines)) == Tally()  # nothing is left
 
 
 def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(tmp_path):
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"fails": True}})
-    tally = _crew(tmp_path, []).run()
+    tally = work(_workers(tmp_path, []))
     key = named(tally.failed, "digits-ce-symmetric0.4-K0-seed0")
     assert tally.failed == {key: "error: it was told to fail"}
     assert len(tally.finished) == len(cells(tmp_path)) - 1
@@ -81,7 +78,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(tmp_path):
 
 def test_cells_wait_where_their_teacher_failed(tmp_path):
     _plan(tmp_path, **{"digits-simsiam-seed0": {"fails": True}})
-    tally = _crew(tmp_path, []).run()
+    tally = work(_workers(tmp_path, []))
     status = read_study(tmp_path / "study").status
     assert {key for key, s in status.items() if s.state == "waiting"} == {
         cell.key for cell in cells(tmp_path) if cell.needs
@@ -92,49 +89,56 @@ def test_cells_wait_where_their_teacher_failed(tmp_path):
 def test_a_hopeless_cell_is_stopped_early(tmp_path):
     slow = {"accuracy": 0.1, "seconds": 0.6}
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": slow})
-    crew = _crew(tmp_path, [], hopeless=lambda _, curve: curve[-1][1] < 0.2)
-    (key,) = crew.run().pruned
-    status = read_study(tmp_path / "study").status[named([key], "digits-ce-symmetric0.4-K0-seed0")]
-    assert status.state == "pruned"
-    assert 66 not in status.intermediate
+    folder, wanted = tmp_path / "study", "digits-ce-symmetric0.4-K0-seed0"
+
+    def pruner(cell: Cell) -> str | None:
+        begun = curve_so_far(cell.run_folder(folder), "test/accuracy")[1]
+        return "step 22, 10.00 %" if begun and cell.key.startswith(wanted) else None
+
+    (key,) = work(_workers(tmp_path, [], pruner=pruner)).pruned
+    study = read_study(folder)
+    status = study.status[named([key], wanted)]
+    assert (status.state, status.why) == ("pruned", "stopped early at step 22, 10.00 %")
+    assert 66 not in study.curve(key, "test/accuracy")[0]
+    assert work(_workers(tmp_path, [])) == Tally()  # nor is it taken up again
 
 
 def test_asked_to_stop_it_saves_the_cell_and_goes_on_from_there_the_next_time(tmp_path):
     _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 5.0}})
     lines: list[str] = []
-    crew = _crew(tmp_path, lines)
+    (lone,) = _workers(tmp_path, lines)
     start = worker.start
 
     def interrupted(*args: object) -> object:
         running = start(*args)
-        deadline = time.monotonic() + 20
-        while not running.curve("eval/knn_accuracy") and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not curve_so_far(running.folder, "eval/knn_accuracy")[0] and time.monotonic() < deadline:
             time.sleep(0.02)
-        crew.workers[0].ask_to_stop()
+        lone.ask_to_stop()
         return running
 
     worker.start = interrupted
     try:
-        assert crew.run() == Tally()
+        assert work([lone]) == Tally()
     finally:
         worker.start = start
     key, _, said = lines[-1].partition(": ")
     assert (key, said) == (cells(tmp_path)[0].key, "saved, to be continued")
     _plan(tmp_path)
-    assert len(_crew(tmp_path, lines).run().finished) == len(cells(tmp_path))
+    assert len(work(_workers(tmp_path, lines)).finished) == len(cells(tmp_path))
     assert _starts(tmp_path)[key] == 2
 
 
 def test_a_worker_s_own_error_reaches_the_caller(tmp_path, monkeypatch):
-    crew = _crew(tmp_path, [])
-    monkeypatch.setattr(worker, "outcome", lambda *_: 1 / 0)
+    monkeypatch.setattr(worker, "start", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        crew.run()
+        work(_workers(tmp_path, []))
+    assert {status.state for status in read_study(tmp_path / "study").status.values()} == {"waiting"}
 
 
 def test_a_damaged_manifest_fails_its_cell_and_no_other(tmp_path):
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"damaged": True}})
-    tally = _crew(tmp_path, []).run()
+    tally = work(_workers(tmp_path, []))
     (key,) = tally.failed
     assert "is damaged" in tally.failed[key] and "-ce-symmetric0.4-K0-seed0" in key
     assert len(tally.finished) == 10
@@ -143,37 +147,52 @@ def test_a_damaged_manifest_fails_its_cell_and_no_other(tmp_path):
 def test_a_cell_that_somebody_else_stopped_is_given_back(tmp_path):
     """A batch system signals every process of a job, the cell perhaps before the study."""
     _plan(tmp_path, **{"digits-ce-symmetric0.4-K0-seed0": {"stops": 1}})
-    tally = _crew(tmp_path, []).run()
+    tally = work(_workers(tmp_path, []))
     assert tally.failed == {}
     assert len(tally.finished) == 11
 
 
 def test_why_a_cell_failed_is_not_what_an_earlier_attempt_said(tmp_path):
     _plan(tmp_path, **{"digits-simsiam-seed0": {"fails": True}})
-    assert _crew(tmp_path, []).run().failed
+    assert work(_workers(tmp_path, [])).failed
     _plan(tmp_path, **{"digits-simsiam-seed0": {"killed": True}})
-    crew = _crew(tmp_path, [])
-    crew.workers[0].ledger.retry([cells(tmp_path)[0].key])
-    assert list(crew.run().failed.values()) == ["killed by SIGKILL"]
+    assert work(_workers(tmp_path, [])) == Tally()  # a failed cell is left alone
+    assert retry(tmp_path / "study", cells(tmp_path)) == [cells(tmp_path)[0].key]
+    assert list(work(_workers(tmp_path, [])).failed.values()) == ["killed by SIGKILL"]
 
 
-def test_a_second_signal_ends_cells_at_once(tmp_path, monkeypatch):
-    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 20.0, "deaf": True}})
-    crew = _crew(tmp_path, [])
-    timers = [threading.Timer(t, signal.raise_signal, [signal.SIGINT]) for t in (1.5, 2.5)]
+def _interrupt(tmp_path: Path, times: int = 1) -> threading.Thread:
+    """Ctrl-C, so many times, as soon as a cell has measured something."""
+
+    def press() -> None:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("study/runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(1.0)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+def test_a_second_signal_ends_cells_at_once(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 60.0, "deaf": True}})
+    workers = _workers(tmp_path, [])
+    keys = _interrupt(tmp_path, times=2)
     began = time.monotonic()
-    for timer in timers:
-        timer.start()
     with pytest.raises(Stopped):
-        crew.run()
-    assert time.monotonic() - began < 15
+        work(workers)
+    assert time.monotonic() - began < worker.GRACE_SECONDS / 2
+    keys.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_how_a_cell_is_started():
     config = Path("c.yaml")
     lone = Topology().command("distill", config)
-    assert lone[1:] == [str(ROOT / "launch/distill.py"), "--config", "c.yaml"]
+    assert lone[1:] == ["-m", "rmd_dist", "distill", "--config", "c.yaml"]
     two = Topology(processes=2).command("distill", config)
     assert "--num_processes 2 --main_process_port 0" in " ".join(two)
     given = Topology(launch_config=Path("gpu8.yaml")).command("pretrain", config)
@@ -246,36 +265,36 @@ def _study(path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_real_runs_killed_and_continued_by_the_same_command(tmp_path):
     path, out = tmp_path / "real.yaml", tmp_path / "study"
     path.write_text(REAL)
     first = _study(path, out)
     (key,) = (cell.key for cell in plan([load_spec(path)])[0] if cell.stage == "pretrain")
     teacher = out / "runs/pretrain" / key / "metrics.jsonl"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (teacher.exists() and '"step": 20' in teacher.read_text()) and first.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.kill()  # no handler runs; its cell is told by the kernel, and saves
     second = _study(path, out)
-    said, _ = second.communicate(timeout=150)
+    said, _ = second.communicate(timeout=300)
     assert second.returncode == 0, said
-    assert f"{key}: its worker is gone, so it waits again" in said
+    assert re.search(rf"{key}: \d+ steps, again \(its worker is gone\)", said), said
     study = read_study(out)
     assert {key: s.state for key, s in study.status.items()} == dict.fromkeys(study.cells, "finished")
     assert len(study.cells) == 3
     assert "continuing at step" in (out / "logs" / f"{key}.log").read_text()
 
 
-def test_a_signal_stops_the_crew_with_its_cells_given_back(tmp_path):
-    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 5.0}})
+def test_a_signal_stops_the_workers_and_their_cells_wait_again(tmp_path):
+    _plan(tmp_path, **{"digits-simsiam-seed0": {"seconds": 20.0}})
     lines: list[str] = []
-    crew = _crew(tmp_path, lines)
-    timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+    workers = _workers(tmp_path, lines)
+    _interrupt(tmp_path)
     with pytest.raises(Stopped, match="the same command continues"):
-        crew.run()
+        work(workers)
     key = cells(tmp_path)[0].key
     assert lines[-1] == f"{key}: saved, to be continued"
     assert read_study(tmp_path / "study").status[key].state == "waiting"

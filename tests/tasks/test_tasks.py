@@ -7,44 +7,52 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist.cli import parse
-from rmd_dist.config import ConfigError, DistillConfig, PretrainConfig
-from rmd_dist.data.datasets import Dataset
+from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config.cli import parse
+from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.loader import Batch
+from rmd_dist.data.preprocess import Preprocess
+from rmd_dist.errors import ConfigError
 from rmd_dist.models.export import create, export, load
-from rmd_dist.tasks import DistillTask, Place, PretrainTask, Task, base, distill
+from rmd_dist.models.student import Encoder
+from rmd_dist.parallel.compute import Compute
+from rmd_dist.tasks import DistillTask, Parts, build_parts, parts
 from tests.losses.naive_graph import naive_terms
 from tests.tiny import final_tensors, train_tiny, words
 
 NAME = "resnet18_cifar_w16"
 
 
-def distill_task(tmp_path: Path, *more: str, teacher: Path | str | None = "random") -> DistillTask:
+def built(stage: str, tmp_path: Path, *more: str, **options: Any) -> Parts:
     torch.manual_seed(0)
-    return DistillTask(parse(DistillConfig, words("distill", tmp_path, *more)), Place(), teacher)
+    config = parse(
+        {"pretrain": PretrainConfig, "distill": DistillConfig}[stage], words(stage, tmp_path, *more)
+    )
+    return build_parts(config, options.pop("compute", Compute()), **options)
 
 
-def pretrain_task(tmp_path: Path, *more: str) -> PretrainTask:
-    torch.manual_seed(0)
-    return PretrainTask(parse(PretrainConfig, words("pretrain", tmp_path, *more)), Place())
+def distillation(tmp_path: Path, *more: str, teacher: Path | str | None = "random") -> Parts:
+    return built("distill", tmp_path, *more, teacher=teacher)
 
 
-def batches(task: Task, count: int, epoch: int = 0) -> Iterator[Batch]:
+def batches(parts: Parts, count: int, epoch: int = 0) -> Iterator[Batch]:
     """The first `count` training batches."""
-    with task.train_loader() as loader, contextlib.closing(loader.epoch(epoch)) as epoch_of_batches:
+    with contextlib.closing(parts.loader.epoch(epoch)) as epoch_of_batches:
         for _ in range(count):
             yield next(epoch_of_batches)
 
 
-def train(task: Task, steps: int) -> None:
+def train(parts: Parts, steps: int) -> None:
+    task = parts.task
     optimizer = torch.optim.SGD(task.module.parameters(), lr=0.05, momentum=0.9)
-    for batch in batches(task, steps):
+    for batch in batches(parts, steps):
         task.step(task.module, batch, logging=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,23 +77,24 @@ def encoder_in(folder: Path, name: str = NAME, dataset: str = "digits", stage: s
 @pytest.mark.parametrize("more", [[], ["--loss", "gce", "--graph.reference_batch", "null", "--K", "3"]])
 def test_the_loss_and_the_ratio_of_its_gradients_by_plain_autograd(more, tmp_path):
     """L = L_task + K L_graph; ratio = ||K dL_graph/df|| / ||dL_task/df||, all from the formulas."""
-    task = distill_task(tmp_path, *more)
-    (batch,) = batches(task, 1)
+    parts = distillation(tmp_path, *more)
+    task = parts.task
+    (batch,) = batches(parts, 1)
     found = task.step(task.module, batch, logging=True)
-    x = task.normalize(batch.views[0])
+    x = task.preprocess(batch.views[0])
     logits, features = task.module(x)  # batch norm in training mode: the same values again
-    given = torch.from_numpy(task.noisy.labels)[batch.index]
+    given = torch.from_numpy(task.labels.given)[batch.index]
     p_y = logits.softmax(1)[torch.arange(len(given)), given]
     q = 0.7  # gce's default
-    task_loss = (-p_y.log() if task.config.loss == "ce" else (1 - p_y**q) / q).mean()
-    reference = task.config.graph.reference_batch
+    task_loss = (-p_y.log() if task.loss.name == "ce" else (1 - p_y**q) / q).mean()
+    reference = task.relation.reference_batch
     graph, node, edge = naive_terms(features.double(), task.teacher(x).double(), reference_batch=reference)
     expected = {"loss_task": task_loss, "loss_graph": graph, "loss_node": node, "loss_edge": edge}
-    expected["loss"] = task_loss + task.config.K * graph
+    expected["loss"] = task_loss + task.K * graph
     by_graph, by_task = (
         torch.autograd.grad(term, features, retain_graph=True)[0].norm() for term in (graph, task_loss)
     )
-    expected["gradient_ratio"] = task.config.K * by_graph / by_task
+    expected["gradient_ratio"] = task.K * by_graph / by_task
     directions = features / features.norm(dim=1, keepdim=True)
     expected["feature_spread"] = directions.std(dim=0).mean() * features.shape[1] ** 0.5
     assert {k: float(v) for k, v in found.values.items()} == {
@@ -97,8 +106,9 @@ def test_the_loss_and_the_ratio_of_its_gradients_by_plain_autograd(more, tmp_pat
 
 
 def test_the_ratio_leaves_the_gradients_alone(tmp_path):
-    task = distill_task(tmp_path)
-    (batch,) = batches(task, 1)
+    parts = distillation(tmp_path)
+    task = parts.task
+    (batch,) = batches(parts, 1)
     gradients = []
     for logging in (False, True):
         task.module.zero_grad()
@@ -117,11 +127,12 @@ def test_without_K_there_is_no_teacher(tmp_path):
 
 
 def test_the_teacher_stays_what_it_is(tmp_path):
-    task = distill_task(tmp_path, "--K", "5")
+    parts = distillation(tmp_path, "--K", "5")
+    task = parts.task
     assert task.teacher is not None
     before, student = copied(task.teacher), copied(task.module)
-    train(task, 3)
-    task.evaluate()
+    train(parts, 3)
+    task.evaluate(task.module.get_submodule(task.network))
     assert differing(task.teacher.state_dict(), before) == []
     changed = differing(task.module.state_dict(), student)
     assert len(changed) == len(student), "the student did not move"
@@ -133,103 +144,114 @@ def test_the_teacher_stays_what_it_is(tmp_path):
 
 def test_the_student_may_start_as_the_teacher(tmp_path):
     folder = encoder_in(tmp_path / "encoder")
-    task = distill_task(tmp_path, "--student-init", "teacher", teacher=folder)
+    parts = distillation(tmp_path, "--student-init", "teacher", teacher=folder)
+    task = parts.task
     assert task.teacher is not None
-    student = task.student.state_dict()
+    student = task.module.model.state_dict()
     fresh = {name: student.pop(name) for name in ("fc.weight", "fc.bias")}
-    assert differing(student, task.teacher.state_dict()) == [] and fresh["fc.weight"].std() > 0
-    train(task, 1)
-    assert differing(student, task.teacher.state_dict()) != []
-    apart = distill_task(tmp_path, teacher=folder)
-    assert differing({k: apart.student.state_dict()[k] for k in student}, apart.teacher.state_dict()) != []
+    assert differing(student, task.teacher.model.state_dict()) == [] and fresh["fc.weight"].std() > 0
+    train(parts, 1)
+    assert differing(student, task.teacher.model.state_dict()) != []
+    apart = distillation(tmp_path, teacher=folder).task
+    assert (
+        differing({k: apart.module.model.state_dict()[k] for k in student}, apart.teacher.model.state_dict())
+        != []
+    )
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     wide = encoder_in(tmp_path / "wide", "resnet18_cifar")
     with pytest.raises(ConfigError, match=r"has 512 features, the student 128: .*--graph\.node_weight 0"):
-        distill_task(tmp_path, teacher=wide)
+        distillation(tmp_path, teacher=wide)
     other = encoder_in(tmp_path / "other", dataset="cifar10")
     with pytest.raises(ConfigError, match="was trained on cifar10, this run uses digits"):
-        distill_task(tmp_path, teacher=other)
+        distillation(tmp_path, teacher=other)
     with pytest.raises(ConfigError, match="nowhere"):
-        distill_task(tmp_path, teacher=tmp_path / "nowhere")
+        distillation(tmp_path, teacher=tmp_path / "nowhere")
     student = encoder_in(tmp_path / "student", stage="distill")
     with pytest.raises(ConfigError, match="is a student, trained on labels"):
-        distill_task(tmp_path, teacher=student)
+        distillation(tmp_path, teacher=student)
     # Edges alone do not need equal widths.
-    task = distill_task(tmp_path, "--graph.node_weight", "0", teacher=wide)
-    train(task, 1)
-    assert task.matrices() == {}
+    parts = distillation(tmp_path, "--graph.node_weight", "0", teacher=wide)
+    task = parts.task
+    train(parts, 1)
+    assert task.matrices(task.module.get_submodule(task.network)) == {}
 
 
 def test_a_student_cannot_start_as_a_teacher_of_another_width(tmp_path):
     wide = encoder_in(tmp_path / "wide", "resnet18_cifar")
     with pytest.raises(ConfigError, match="student_init = teacher needs"):
-        distill_task(tmp_path, "--graph.node_weight", "0", "--student-init", "teacher", teacher=wide)
+        distillation(tmp_path, "--graph.node_weight", "0", "--student-init", "teacher", teacher=wide)
 
 
 def test_held_out_samples_are_never_trained_on(tmp_path):
-    task = distill_task(tmp_path, "--validation", "0.25")
-    assert (len(task.indices), len(task.validation_indices)) == (360, 120)
+    parts = distillation(tmp_path, "--validation", "0.25")
+    task = parts.task
+    assert (len(task.splits.train), len(task.splits.validation)) == (360, 120)
     for epoch in (0, 1):
-        seen = torch.cat([batch.index for batch in batches(task, 7, epoch)]).tolist()
+        seen = torch.cat([batch.index for batch in batches(parts, 7, epoch)]).tolist()
         assert len(set(seen)) == 7 * 48
-        assert set(seen) <= set(task.indices.tolist()) and not set(seen) & set(task.validation_indices)
-    assert not set(task.probe_indices) & set(task.validation_indices)
+        assert set(seen) <= set(task.splits.train.tolist()) and not set(seen) & set(task.splits.validation)
+    assert not set(task.splits.probe) & set(task.splits.validation)
 
 
 def fit_to_clean_labels(task: DistillTask) -> None:
     """A classifier on the untrained encoder's features that knows clean labels better than noisy ones."""
-    used = np.sort(np.concatenate([task.indices, task.validation_indices]))
-    x = task.normalize(torch.from_numpy(task.train_set.images[used]))
+    used = np.sort(np.concatenate([task.splits.train, task.splits.validation]))
+    x = task.preprocess(torch.from_numpy(task.train.images[used]))
     with torch.no_grad():
-        features = distill.Encoder(task.student.eval())(x)
-        targets = torch.eye(10)[torch.from_numpy(task.train_set.labels[used])]
-        task.student.fc.bias.zero_()
-        task.student.fc.weight.copy_(torch.linalg.lstsq(features, targets, driver="gelsd").solution.T)
-    task.student.train()
+        features = Encoder(task.module.model.eval())(x)
+        targets = torch.eye(10)[torch.from_numpy(task.train.labels[used])]
+        task.module.model.fc.bias.zero_()
+        task.module.model.fc.weight.copy_(torch.linalg.lstsq(features, targets, driver="gelsd").solution.T)
+    task.module.model.train()
 
 
 def test_the_measures_are_of_the_samples_and_labels_they_name(tmp_path):
-    task = distill_task(tmp_path, "--validation", "0.25", teacher=None)
+    parts = distillation(tmp_path, "--validation", "0.25", teacher=None)
+    task = parts.task
     fit_to_clean_labels(task)
-    evaluation = task.evaluate()
+    evaluation = task.evaluate(task.module.get_submodule(task.network))
 
     def predictions(data: Dataset, indices: np.ndarray) -> np.ndarray:
-        x = task.normalize(torch.from_numpy(data.images[indices]))
+        x = task.preprocess(torch.from_numpy(data.images[indices]))
         with torch.no_grad():
-            return task.student.eval()(x).argmax(1).numpy()
+            return task.module.model.eval()(x).argmax(1).numpy()
 
-    test = predictions(task.test_set, np.arange(96)) == task.test_set.labels[:96]
+    test = predictions(task.test, np.arange(96)) == task.test.labels[:96]
     assert evaluation.scalars["test/accuracy"] == pytest.approx(test.mean())
-    held = task.validation_indices
-    predicted = predictions(task.train_set, held)
-    noisy, clean = task.noisy.labels[held], task.train_set.labels[held]
+    held = task.splits.validation
+    predicted = predictions(task.train, held)
+    noisy, clean = task.labels.given[held], task.train.labels[held]
     assert evaluation.scalars["validation/accuracy_noisy"] == pytest.approx((predicted == noisy).mean())
     assert (predicted == noisy).mean() + 0.05 < (predicted == clean).mean(), "the case proves nothing"
-    probed = task.probe_indices
-    predicted, wrong = predictions(task.train_set, probed), task.noisy.flipped[probed]
-    memorised = (predicted == task.noisy.labels[probed])[wrong].mean()
+    probed = task.splits.probe
+    predicted, wrong = predictions(task.train, probed), task.labels.flipped[probed]
+    memorised = (predicted == task.labels.given[probed])[wrong].mean()
     assert evaluation.scalars["memorisation/wrong_memorised"] == pytest.approx(memorised)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_models_are_measured_in_the_precision_they_train_in(dtype, tmp_path):
     """Also the teacher, whose weights are cast once; kNN itself stays in fp32."""
-    torch.manual_seed(0)
-    config = parse(DistillConfig, words("distill", tmp_path))
-    task = DistillTask(config, Place(autocast=dtype), encoder_in(tmp_path / "encoder"))
-    assert task.teacher is not None and task.teacher.conv1.weight.dtype == (dtype or torch.float32)
+    compute = Compute(autocast=dtype)
+    task = built("distill", tmp_path, teacher=encoder_in(tmp_path / "encoder"), compute=compute).task
+    assert task.teacher is not None and task.teacher.model.conv1.weight.dtype == (dtype or torch.float32)
     seen = set()
-    for encoder in (task.student, task.teacher):
+    for encoder in (task.module.model, task.teacher.model):
         encoder.layer1.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
-    task.evaluate()
-    assert set(task.matrices()) == {"graph/teacher", "graph/student", "graph/node"}
+    task.evaluate(task.module.get_submodule(task.network))
+    assert set(task.matrices(task.module.get_submodule(task.network))) == {
+        "graph/teacher",
+        "graph/student",
+        "graph/node",
+    }
     assert seen == {dtype or torch.float32}
-    pretraining = PretrainTask(parse(PretrainConfig, words("pretrain", tmp_path)), Place(autocast=dtype))
-    pretraining.encoder.layer1.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    pretraining = built("pretrain", tmp_path, compute=compute).task
+    encoder = pretraining.module.encoder
+    encoder.layer1.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     with monkeypatched_knn() as banks:
-        pretraining.evaluate()
+        pretraining.evaluate(encoder)
     assert seen == {dtype or torch.float32} and [bank.dtype for bank in banks] == [torch.float32]
 
 
@@ -251,13 +273,14 @@ def monkeypatched_knn() -> Iterator[list[Tensor]]:
 
 
 def test_a_collapse_is_warned_of(tmp_path):
-    task = pretrain_task(tmp_path)
+    parts = built("pretrain", tmp_path)
+    task = parts.task
     warning = task.warning({"train/feature_spread": 0.003})
     assert warning is not None and "collapse" in warning and "0.003" in warning and "--lr" in warning
     for spread in (0.5, 1.0):
         assert task.warning({"train/feature_spread": spread}) is None
     assert task.warning({"train/loss": 0.0}) is None, "steps that are not logged have no spread"
-    (batch,) = batches(task, 1)
+    (batch,) = batches(parts, 1)
     healthy = task.step(task.module, batch, logging=True).values["feature_spread"]
     one = Batch(tuple(view[:1].expand_as(view) for view in batch.views), batch.index)
     collapsed = task.step(task.module.eval(), one, logging=True).values["feature_spread"]
@@ -272,13 +295,13 @@ def other_labels(labels: np.ndarray) -> np.ndarray:
 
 def with_labels(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Make the data set's own labels `change(labels)`, in training and test split alike."""
-    honest = base.open_dataset
+    honest = parts.open_dataset
 
     def opened(*args: object, **options: object) -> Dataset:
         data = honest(*args, **options)
         return replace(data, labels=change(data.labels))
 
-    monkeypatch.setattr(base, "open_dataset", opened)
+    monkeypatch.setattr(parts, "open_dataset", opened)
 
 
 def test_no_label_reaches_pretraining(tmp_path, monkeypatch):
@@ -298,9 +321,9 @@ def test_clean_labels_are_for_reporting_only(tmp_path, monkeypatch):
     """Other clean labels under the same noisy ones: the same weights, last and selected."""
     argv = ("--max-steps", "12", "--validation", "0.4", "--eval.every_epochs", "1")
     train_tiny("distill", words("distill", tmp_path / "honest", *argv))
-    noisy = distill_task(tmp_path).noisy
+    labels = distillation(tmp_path).task.labels
     with_labels(monkeypatch, other_labels)
-    monkeypatch.setattr(distill, "make_noise", lambda *_args, **_options: noisy)
+    monkeypatch.setattr(parts, "make_labels", lambda train, *_, **__: replace(labels, clean=train.labels))
     train_tiny("distill", words("distill", tmp_path / "garbage", *argv))
     tensors = [final_tensors("distill", tmp_path / name) for name in ("honest", "garbage")]
     assert differing(*tensors) == []
@@ -312,3 +335,43 @@ def test_clean_labels_are_for_reporting_only(tmp_path, monkeypatch):
     results = [json.loads((folder / "manifest.json").read_text())["results"] for folder in folders]
     assert results[0]["selected"]["step"] == results[1]["selected"]["step"]
     assert results[0]["last"]["value"] != results[1]["last"]["value"], "the labels were not replaced"
+
+
+def test_teacher_and_student_each_get_the_images_they_want(tmp_path):
+    """A teacher of another size and other statistics: its features are those of its own input."""
+    folder, other = tmp_path / "encoder", Preprocess((32, 32), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    folder.mkdir()
+    wanted = {key: list(value) for key, value in other.to_cfg().items()}
+    about = {"dataset": "digits", "stage": "pretrain", "input": wanted}
+    export(folder, create(NAME, 0, other.to_cfg()), NAME, 0, about)
+    parts = distillation(tmp_path, teacher=folder)
+    task = parts.task
+    assert task.preprocess.size == (16, 16) and task.teacher_preprocess == other
+    (batch,) = batches(parts, 1)
+    with torch.no_grad():
+        _, features = task.module(task.preprocess(batch.views[0]))
+        taught = task.teacher(other(batch.views[0]))
+    graph = task.step(task.module, batch, logging=False).values["loss_graph"]
+    assert float(graph) == pytest.approx(float(task.relation(features, taught).loss), rel=1e-5)
+    same = task.teacher(task.preprocess(batch.views[0]))
+    assert float(graph) != pytest.approx(float(task.relation(features, same).loss), rel=1e-3)
+    assert set(task.matrices(task.module.model)) == {"graph/teacher", "graph/student", "graph/node"}
+
+
+def test_what_was_exported_before_models_said_their_input_gets_the_data_sets(tmp_path):
+    task = distillation(tmp_path, teacher=encoder_in(tmp_path / "encoder")).task
+    assert task.teacher_preprocess == Preprocess.for_dataset(task.train.info) == task.preprocess
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "deit_tiny_distilled_patch16_224"])
+def test_a_classifier_that_is_not_one_linear_layer_is_refused_by_name(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"model.name = '{name}': its classifier is a .*, not one Linear"):
+        distillation(tmp_path, "--model", name)
+
+
+def test_a_model_built_for_one_size_is_built_for_the_data_sets(tmp_path):
+    parts = distillation(
+        tmp_path, "--model", "vit_tiny_patch16_224", "--graph.node_weight", "0", teacher=None
+    )
+    (batch,) = batches(parts, 1)
+    assert parts.task.step(parts.task.module, batch, logging=True).loss.isfinite()

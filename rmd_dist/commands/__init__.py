@@ -1,0 +1,1 @@
+"""What people type: each command parses, builds, runs and closes."""

@@ -1,0 +1,28 @@
+"""Tables and figures of a study, finished or not: rmd report STUDY [--out DIR]
+
+Writes report.md with its pictures, cells.csv, and report.html, one page that needs no other file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("study", type=Path, help="folder of the study, such as studies/table1")
+    parser.add_argument("--storage", help=argparse.SUPPRESS)  # of versions that kept a database
+    parser.add_argument("--out", type=Path, help="folder of the report (default: STUDY/report)")
+    parser.add_argument("--configs", help="folder of the YAML files that the printed commands name")
+    args = parser.parse_args(argv)
+
+    from rmd_dist.report.build import make_report
+    from rmd_dist.report.write import write_report
+    from rmd_dist.study.folder import read_study
+
+    report = make_report(read_study(args.study), args.configs)
+    for path in write_report(report, args.out or args.study / "report"):
+        print(path)
+    print(report.summary)

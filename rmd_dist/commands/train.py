@@ -1,0 +1,27 @@
+"""The two stages: SimSiam pretraining, which sees no label, and distillation on noisy labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig
+from rmd_dist.config.cli import parse
+
+
+def pretrain(argv: Sequence[str] | None = None) -> None:
+    """`rmd pretrain`: relation modelling by SimSiam."""
+    _train(parse(PretrainConfig, argv))
+
+
+def distill(argv: Sequence[str] | None = None) -> None:
+    """`rmd distill`: a student on noisy labels, with a pretrained teacher's relation graph."""
+    _train(parse(DistillConfig, argv))
+
+
+def _train(config: AnyConfig) -> None:
+    from rmd_dist.data.dataset import dataset_info
+
+    dataset_info(config.data.dataset)  # an unknown name is told before torch is loaded
+    from rmd_dist.engine.start import train
+
+    train(config)

@@ -1,0 +1,92 @@
+"""Values within their ranges, combinations that can work, and the defaults that depend on the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from rmd_dist.config.fields import facts_of
+from rmd_dist.config.schema import AnyConfig, EvaluateConfig, PretrainConfig
+from rmd_dist.errors import ConfigError
+
+_Config = TypeVar("_Config", bound=AnyConfig | EvaluateConfig)
+_INF = float("inf")
+
+
+def validate(config: _Config) -> _Config:
+    """Check ranges and combinations and fill in what depends on the data set; returns the config.
+
+    Raises ConfigError naming key, value, what is allowed and the remedy.
+    """
+    facts = facts_of(type(config))
+    for key, text in _leaves(config):
+        _check_text(key, text, in_names=key in facts and facts[key].in_names)
+    for key, value in _leaves(config):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        low, high = (facts[key].low, facts[key].high) if key in facts else (-_INF, _INF)
+        huge = isinstance(value, int) and abs(value) >= 2**63
+        if not low <= value <= high or value == _INF or huge:
+            shown = "a number beyond 2^63" if huge else value
+            raise ConfigError(f"{key} = {shown} is out of range; allowed: {low:g} to {high:g}, finite")
+    if isinstance(config, EvaluateConfig):
+        return config
+    data, optim = config.data, config.optim
+    if data.batch_size % optim.accumulation:
+        raise ConfigError(
+            f"data.batch_size = {data.batch_size} is not a multiple of optim.accumulation = "
+            f"{optim.accumulation}; choose a batch size that the micro-steps divide"
+        )
+    milestones = list(optim.milestones)
+    if any(not 0 < m < 1 for m in milestones) or milestones != sorted(milestones):
+        raise ConfigError(f"optim.milestones = {milestones} must be rising shares between 0 and 1")
+    if optim.lr is None:
+        # Paper, section 4.3: SimSiam 0.03; distillation 0.001 on CIFAR-10, 0.01 on CIFAR-100.
+        by_dataset = 0.01 if data.dataset == "cifar100" else 0.001
+        optim.lr = 0.03 if isinstance(config, PretrainConfig) else by_dataset
+    if isinstance(config, PretrainConfig):
+        if data.batch_size // optim.accumulation < 2:
+            raise ConfigError(
+                f"data.batch_size = {data.batch_size} in {optim.accumulation} micro-step(s): batch norm "
+                "needs at least 2 images each; raise batch_size"
+            )
+        low, high = config.views.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")
+        return config
+    if not all(str(name).isidentifier() for name in config.loss_options):
+        raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
+    if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
+        raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
+    return config
+
+
+def _check_text(key: str, value: Any, *, in_names: bool) -> None:
+    """ConfigError for text that cannot stand in a file name, a YAML or a line of a log."""
+    if not isinstance(value, str):
+        return
+    if not value.isprintable() or len(value) > 4096:
+        raise ConfigError(
+            f"{key} = {value[:60]!r} has control characters or is too long; give one plain line"
+        )
+    if in_names and (set(value) & {"/"} or value in ("", ".", "..") or len(value) > 100):
+        raise ConfigError(
+            f"{key} = {value[:60]!r} cannot be part of a folder's name; give 1 to 100 letters, no /"
+        )
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is not a group; of lists and dicts each of their values."""
+    items = (
+        config.items()
+        if isinstance(config, dict)
+        else ((f.name, getattr(config, f.name)) for f in fields(config))
+    )
+    for name, value in items:
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield from ((f"{prefix}{name}", item) for item in value)
+        else:
+            yield f"{prefix}{name}", value

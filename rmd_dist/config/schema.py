@@ -1,0 +1,358 @@
+"""Typed configuration: one dataclass per concern, a YAML file first, the command line on top.
+
+Precedence, weakest first: the dataclass defaults (the paper's recipe), each ``--config FILE`` in
+turn (a YAML of deltas), the command line. Unknown keys and bad values end in one clear line. Every
+field is reachable by its full name (``--optim.lr 0.1``), on the command line also by its last part where
+that is unique (``--lr 0.1``) and by the short name that stands in the field. Dashes and underscores are
+the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rmd_dist.config.fields import setting
+
+
+@dataclass
+class SourceConfig:
+    """Where samples are read from."""
+
+    root: str = setting("data", short="data_root", free=True)
+    """Folder of betons and archives."""
+
+    source: str | None = setting(None, free=True)
+    """Official python archive (tar.gz) or its unpacked folder; unset: look in `root`, then download."""
+
+    loader: Literal["ffcv", "memory"] = setting("ffcv", free=True)
+    """`ffcv` reads a mapped beton; `memory` serves the same batches from the archive, without ffcv."""
+
+    workers: int = setting(0, low=0, high=1024, free=True)
+    """Threads of each rank that prepare images; 0: the cores this process may use, shared among its ranks."""
+
+    test_samples: int | None = setting(None, low=1, free=True, reported=True)
+    """Evaluate on the first so many test images; unset: all."""
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Where samples come from and how they are batched."""
+
+    dataset: str = setting("cifar10", study="datasets")
+    """Data set, by name: cifar10, cifar100, or digits (scikit-learn's), which needs no files."""
+
+    batch_size: int = setting(64, low=1, short="batch_size")
+    """Images of one optimizer step, over all ranks and accumulation micro-steps."""
+
+    train_samples: int | None = setting(None, low=1, short="train_samples")
+    """Train on a random subset of this size, the same for every seed; unset: all."""
+
+
+@dataclass
+class ViewConfig:
+    """SimSiam's random views (paper section 3.2; Chen & He 2021, CIFAR recipe: no blur)."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Area of RandomResizedCrop, as a share of the image."""
+
+    brightness: float = setting(0.4, low=0)
+    """ColorJitter: factor drawn from [1 - b, 1 + b]."""
+
+    contrast: float = setting(0.4, low=0)
+    """ColorJitter: factor drawn from [1 - c, 1 + c]."""
+
+    saturation: float = setting(0.4, low=0)
+    """ColorJitter: factor drawn from [1 - s, 1 + s]."""
+
+    hue: float = setting(0.1, low=0, high=0.5)
+    """ColorJitter: hue shift drawn from [-h, h], h in [0, 0.5]."""
+
+    jitter_p: float = setting(0.8, low=0, high=1)
+    """Chance of applying ColorJitter at all."""
+
+    grayscale_p: float = setting(0.2, low=0, high=1)
+    """Chance of dropping the colours."""
+
+    flip_p: float = setting(0.5, low=0, high=1)
+    """Chance of a horizontal flip."""
+
+
+@dataclass
+class CropFlipConfig:
+    """Augmentation of supervised training: random crop with zero padding, horizontal flip."""
+
+    padding: int = setting(4, low=0, high=1024)
+    """Zero pixels added on each side before the crop of the original size."""
+
+    flip_p: float = setting(0.5, low=0, high=1)
+    """Chance of a horizontal flip."""
+
+
+@dataclass
+class NoiseConfig:
+    """Label noise; its seed is its own, so that runs of other training seeds see the same labels."""
+
+    protocol: str = setting("symmetric", short="noise", study="noise", in_names=True)
+    """none, symmetric, symmetric-inclusive, asymmetric, asymmetric-idblock, pairflip or human:NAME."""
+
+    rate: float = setting(0.4, low=0, high=1, short="noise_rate", study="noise")
+    """Nominal share of wrong labels, in [0, 1]; human label files bring their own."""
+
+    seed: int = setting(0, low=0, high=2**63 - 1, short="noise_seed", study="seeds")
+    """Seed of the noise alone."""
+
+
+@dataclass
+class ModelConfig:
+    """The encoder, and how torch runs it."""
+
+    name: str = setting("resnet18_cifar", short="model", in_names=True)
+    """timm model name; `resnet18_cifar` and small siblings (`_w16`, `_w16_s2`, `_w32_s2`) are ours."""
+
+    channels_last: bool = True
+    """Channels-last memory format."""
+
+    compile: bool = setting(False, free=True)
+    """torch.compile the trained module."""
+
+
+@dataclass
+class SimSiamConfig:
+    """Projector and predictor (CIFAR form of SimSiam)."""
+
+    dim: int = setting(2048, low=1)
+    """Width of the projector and of z and p."""
+
+    hidden_dim: int = setting(512, low=1)
+    """Width of the predictor's hidden layer."""
+
+
+@dataclass
+class GraphConfig:
+    """Relation-graph loss: L_graph = node_weight L_node + edge_weight L_edge (paper equation 10)."""
+
+    node_weight: float = setting(0.8, low=0)
+    """Weight of node matching."""
+
+    edge_weight: float = setting(0.35, low=0)
+    """Weight of edge matching."""
+
+    form: Literal["auto", "rows", "gram"] = "auto"
+    """How the graph is computed; equal in exact arithmetic, `auto` takes the cheaper."""
+
+    reference_batch: int | None = setting(64, low=2)
+    """K means the same at any batch size: the loss expected of a graph of so many nodes; null: raw norm."""
+
+    node_target: Literal["identity", "teacher"] = "identity"
+    """`identity` is the paper's; `teacher` pulls the node matrix to the teacher's graph (ours)."""
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    name: str = setting("sgd", short="optimizer", added_later=True)
+    """`sgd` (the paper's), or another of timm's optimizers, such as adamw or lamb."""
+
+    epochs: int = setting(240, low=1)
+    """Passes over the training samples."""
+
+    lr: float | None = setting(None, low=0)
+    """Peak learning rate; unset: the paper's for this stage and data set."""
+
+    momentum: float = setting(0.9, low=0, high=1)
+    """Momentum of SGD and of what else has one."""
+
+    weight_decay: float = setting(5e-4, low=0)
+    """L2 penalty of all parameters."""
+
+    schedule: Literal["cosine", "multistep", "constant"] = "multistep"
+    """Learning rate over time."""
+
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    """multistep: shares of training after which lr is multiplied by gamma (150, 180, 210 of 240)."""
+
+    gamma: float = setting(0.1, low=0, high=1)
+    """multistep: factor at each milestone."""
+
+    warmup_epochs: float = setting(0.0, low=0)
+    """Linear warm-up from 0."""
+
+    clip_norm: float | None = setting(None, low=1e-12)
+    """Greatest gradient norm; unset: no clipping."""
+
+    ema_decay: float = setting(0.0, low=0, high=0.999999, added_later=True)
+    """Measure and export an exponential moving average of the weights, of this decay a step; 0: none."""
+
+    accumulation: int = setting(1, low=1)
+    """Micro-steps of one optimizer step; batch norm and the graph cover one micro-step of all ranks."""
+
+
+@dataclass
+class MeasureConfig:
+    """How a model is measured."""
+
+    batch_size: int = setting(512, low=1)
+    """Images of one evaluation batch on each rank."""
+
+    knn_k: int = setting(200, low=1, reported=True)
+    """Neighbours of the weighted kNN; at most all of its bank."""
+
+    knn_temperature: float = setting(0.1, low=1e-06, reported=True)
+    """Temperature of the kNN weights exp(similarity / T)."""
+
+
+@dataclass
+class EvalConfig(MeasureConfig):
+    """What is measured while training, and how often."""
+
+    every_epochs: int = setting(1, low=0, reported=True)
+    """Evaluate after every so many epochs, and at the end; 0: at the end only."""
+
+    train_samples: int = setting(10_000, low=0, reported=True)
+    """Training samples used to measure memorisation and as the kNN bank; 0: all of them."""
+
+    pictures_every_minutes: float = setting(10.0, low=0)
+    """Draw confusion and relation matrices at most so often, and at the end; 0: at every evaluation."""
+
+
+@dataclass
+class CheckpointConfig:
+    """When state is saved."""
+
+    every_steps: int = setting(0, low=0)
+    """Save after every so many optimizer steps; 0: not by steps."""
+
+    every_epochs: int = setting(1, low=0)
+    """Save after every so many epochs; 0: not by epochs. The end is always saved."""
+
+    keep: int = setting(3, low=1)
+    """Checkpoints kept; older ones are deleted."""
+
+    every_minutes: float = setting(0.0, low=0)
+    """Save after every so many minutes; 0: not by time."""
+
+    asynchronous: bool = True
+    """Write while training goes on; false: training waits until the file is on the disk."""
+
+
+@dataclass
+class RunConfig:
+    """One run: its folder, its seed, its end."""
+
+    root: str = setting("runs", short="runs", free=True, study="--out")
+    """Runs are written to ROOT/STAGE/NAME."""
+
+    name: str | None = setting(None, short="name", free=True, study="--out", in_names=True)
+    """Folder name of the run; unset: made from data set, model and the main settings."""
+
+    seed: int = setting(0, low=0, high=2**32 - 1, short="seed", study="seeds")
+    """Seed of weights, order and augmentation."""
+
+    max_steps: int | None = setting(None, low=1, free=True, reported=True)
+    """Stop after so many optimizer steps; the schedule stays that of all epochs."""
+
+    resume: str = setting("auto", free=True)
+    """auto: continue from the newest checkpoint; never: refuse to touch an existing run; or a PATH."""
+
+    resume_allow: tuple[str, ...] = setting((), free=True)
+    """Keys that may differ from what the run began with, such as optim.lr, or a group of them (optim)."""
+
+    precision: Literal["launch", "no", "tf32", "bf16", "fp16", "fp64"] = "launch"
+    """`launch`: what accelerate launch was told; `no`: fp32 proper; `tf32`: on GPUs; fp64: for checks."""
+
+    deterministic: bool = setting(True, free=True)
+    """Equal runs give equal bits, which exact resume needs; false: the fastest kernels, which may not."""
+
+    cpu: bool = setting(False, free=True)
+    """Use the CPU even where there is a GPU."""
+
+    threads: int = setting(0, low=0, high=1024, free=True)
+    """torch's threads of each rank on a CPU; 0: its share of the cores (under accelerate launch)."""
+
+    on_nonfinite: Literal["stop", "skip"] = setting("stop", free=True)
+    """At a loss or gradient that is nan or infinite: stop, or leave the step out."""
+
+    log_every: int = setting(10, low=1, free=True)
+    """Optimizer steps between logged scalars; the first five steps are always logged."""
+
+
+@dataclass
+class PretrainConfig:
+    """Relation modelling: SimSiam pretraining; never looks at a label."""
+
+    stage = "pretrain"
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=1000, lr=0.03, schedule="cosine"))
+    eval: EvalConfig = setting(default_factory=lambda: EvalConfig(every_epochs=10), free=True)
+    checkpoint: CheckpointConfig = setting(default_factory=CheckpointConfig, free=True)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class DistillConfig:
+    """Relation-guided representation learning: noisy labels, and the teacher's relation graph."""
+
+    stage = "distill"
+
+    loss: str = setting("ce", study="losses", in_names=True)
+    """Classification loss, by name (rmd_dist.losses.LOSSES)."""
+
+    loss_options: dict[str, float] = field(default_factory=dict)
+    """Overrides of the loss's defaults, such as {q: 0.5}."""
+
+    K: float = setting(1.0, low=0)
+    """Weight of the relation graph: L = L_task + K L_graph. 0: no teacher."""
+
+    teacher: str | None = None
+    """Run folder or encoder file of a pretraining run, or `random`; unset: the newest that fits."""
+
+    student_init: Literal["random", "teacher"] = "random"
+    """Where the student's weights start."""
+
+    validation: float = setting(0.0, low=0, high=0.9)
+    """Share of the training samples held out, with their noisy labels, to select a checkpoint by."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: CropFlipConfig = field(default_factory=CropFlipConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = setting(default_factory=EvalConfig, free=True)
+    checkpoint: CheckpointConfig = setting(default_factory=CheckpointConfig, free=True)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class EvaluateConfig(SourceConfig, MeasureConfig):
+    """Figures of a model on disk: accuracy of a classifier, kNN and linear probe of an encoder."""
+
+    checkpoint: str = ""
+    """Run folder, exported model.safetensors, or a file of a run's checkpoints/ folder."""
+
+    dataset: str | None = None
+    """Data set, by name; unset: the one the model was trained on."""
+
+    model: str = "resnet18_cifar"
+    """timm model name, for weights that do not say what they are."""
+
+    train_samples: int = setting(0, low=0)
+    """Training samples of the kNN bank and the linear probe; 0: all."""
+
+    linear_probe: bool = True
+    """Fit a linear classifier on an encoder's features."""
+
+    cpu: bool = False
+    """Use the CPU even where there is a GPU."""
+
+    out: str | None = None
+    """Also write the figures to this JSON file."""
+
+
+AnyConfig = PretrainConfig | DistillConfig

@@ -1,0 +1,79 @@
+"""The labels a run trains on, what is known of the true ones, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.noise import make_noise
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of all training samples, by sample index."""
+
+    given: Ints
+    """(N,), the labels to train on."""
+    clean: Ints | None
+    """(N,), the true ones, for reporting only; None where nobody knows them."""
+    manifest: dict[str, Any]
+    """JSON-ready: protocol, nominal_rate, realised_rate, seed, dataset, num_classes, count,
+    transitions (C x C counts, rows true), labels_sha256 (of the given ones as little-endian int64)."""
+
+    @property
+    def flipped(self) -> npt.NDArray[np.bool_] | None:
+        """(N,), whether the given label differs from the true one; None where nobody knows that."""
+        return None if self.clean is None else self.given != self.clean
+
+
+def make_labels(dataset: Dataset, protocol: str, rate: float, seed: int, root: str | Path = "data") -> Labels:
+    """The labels of `dataset` with `protocol` noise of `rate`, drawn from the noise's own `seed`.
+
+    `root`: folder (or file) of human labels. Raises ConfigError for values out of range, an unknown
+    protocol, or one that does not fit the data set (see `make_noise`).
+    """
+    info, clean = dataset.info, dataset.labels
+    given = make_noise(clean, protocol, rate, seed, info, root)
+    transitions = np.bincount(clean * info.num_classes + given, minlength=info.num_classes**2)
+    nominal = 0.0 if protocol == "none" else float(rate)
+    manifest = {
+        "protocol": protocol,
+        "nominal_rate": None if protocol.startswith("human:") else nominal,
+        "realised_rate": float((given != clean).mean()),
+        "seed": int(seed),
+        "dataset": info.name,
+        "num_classes": info.num_classes,
+        "count": len(clean),
+        "transitions": transitions.reshape(info.num_classes, info.num_classes).tolist(),
+        "labels_sha256": hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(),
+    }
+    return Labels(given, clean, manifest)
+
+
+def transition_rows(
+    manifest: Mapping[str, Any], classes: Sequence[str]
+) -> tuple[list[str], list[list[str | int]]]:
+    """Column titles and rows of a table of the transitions, for people to read.
+
+    The full matrix up to 20 classes, else what each class became most often.
+    """
+    matrix = np.array(manifest["transitions"])
+    if len(classes) <= 20:
+        return ["true \\ given", *classes], [
+            [name, *map(int, row)] for name, row in zip(classes, matrix, strict=True)
+        ]
+    rows: list[list[str | int]] = []
+    for c, row in enumerate(matrix):
+        others = [k for k in np.argsort(-row, kind="stable") if k != c and row[k]]
+        text = ", ".join(f"{classes[k]} {row[k]}" for k in others[:3]) + (", ..." if len(others) > 3 else "")
+        rows.append([classes[c], int(row[c]), int(row.sum() - row[c]), text])
+    return ["true", "kept", "flipped", "most often to"], rows

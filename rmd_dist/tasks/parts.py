@@ -1,0 +1,190 @@
+"""From a configuration to the parts of a run, each built apart and handed to its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
+from rmd_dist.data.dataset import Dataset, dataset_info
+from rmd_dist.data.labels import Labels, make_labels
+from rmd_dist.data.loader import Loader, build_loader
+from rmd_dist.data.prepare import open_dataset
+from rmd_dist.data.preprocess import Preprocess
+from rmd_dist.data.splits import Splits, choose
+from rmd_dist.errors import ConfigError
+from rmd_dist.losses import RelationLoss, build_loss
+from rmd_dist.models import SimSiam
+from rmd_dist.models.export import create, load
+from rmd_dist.models.student import Encoder, Student
+from rmd_dist.parallel.compute import Compute
+from rmd_dist.parallel.numerics import cast_weights
+from rmd_dist.tasks.base import Task
+from rmd_dist.tasks.distill import DistillTask
+from rmd_dist.tasks.pretrain import PretrainTask
+
+TeacherSource = Path | Literal["random"] | None
+"""A pretrained encoder's run folder or file, an untrained one, or no teacher."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer needs of a configuration."""
+
+    task: Task
+    loader: Loader
+    """Augmented micro-batches of this rank in the global order."""
+    num_classes: int
+    """Of the exported model; 0: an encoder."""
+    about: dict[str, Any]
+    """What manifests and exported models say of the parts."""
+
+
+def build_parts(config: AnyConfig, compute: Compute, teacher: TeacherSource = None) -> Parts:
+    """The parts of a run; weights are drawn from torch's generator. Raises ConfigError if they do not fit."""
+    return BUILDERS[type(config)](config, compute, teacher)
+
+
+def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource) -> Parts:
+    """SimSiam on the data set's images; it has no teacher."""
+    train, test, splits = build_data(config)
+    encoder = build_model(config, num_classes=0)
+    model = SimSiam(encoder, config.simsiam.dim, config.simsiam.hidden_dim)
+    task = PretrainTask(model, train, test, splits, config.eval, compute)
+    about = _about(config, train, splits, encoder) | {"stage": "pretrain"}
+    return Parts(task, train_loader(config, train, splits, config.views, compute), 0, about)
+
+
+def build_distillation(config: DistillConfig, compute: Compute, teacher: TeacherSource) -> Parts:
+    """A student on noisy labels, and its teacher."""
+    train, test, splits = build_data(config, config.validation)
+    labels = build_labels(config, train)
+    num_classes = train.info.num_classes
+    student = Student(build_model(config, num_classes))
+    loss = build_loss(config.loss, num_classes, **config.loss_options)
+    graph = config.graph
+    relation = RelationLoss(
+        graph.node_weight, graph.edge_weight, graph.form, graph.reference_batch, graph.node_target
+    )
+    frozen, taught = build_teacher(config, student, teacher) if teacher else (None, {})
+    if frozen is not None:
+        compute.placed(frozen).eval().requires_grad_(False)
+        cast_weights(frozen, compute.autocast)
+    task = DistillTask(
+        student, frozen, loss, relation, config.K, labels, train, test, splits, config.eval, compute
+    )
+    counts = {"validation_samples": len(splits.validation)}
+    noise = {"noise": labels.manifest, "labels_sha256": labels.manifest["labels_sha256"]}
+    about = _about(config, train, splits, student) | {"stage": "distill"} | counts | noise | taught
+    return Parts(task, train_loader(config, train, splits, config.augment, compute), num_classes, about)
+
+
+BUILDERS: dict[type, Callable[[Any, Compute, TeacherSource], Parts]] = {
+    PretrainConfig: build_pretraining,
+    DistillConfig: build_distillation,
+}
+"""Kind of configuration -> what builds its parts."""
+
+
+def build_data(config: AnyConfig, validation: float = 0.0) -> tuple[Dataset, Dataset, Splits]:
+    """(training split, test split, which of their samples are used); a share of `validation` is held out."""
+    data = config.data
+    # With ffcv the betons stand already (engine.start.prepare_data), checked against the source.
+    source = Path(data.source) if data.source and data.loader == "memory" else None
+    train, test = (
+        open_dataset(data.dataset, split, root=Path(data.root), source=source, loader=data.loader)
+        for split in ("train", "test")
+    )
+    splits = choose(
+        len(train),
+        len(test),
+        train_samples=data.train_samples,
+        test_samples=data.test_samples,
+        validation=validation,
+        probe_samples=config.eval.train_samples,
+    )
+    return train, test, splits
+
+
+def build_labels(config: DistillConfig, train: Dataset) -> Labels:
+    """The given, noisy labels of the training split."""
+    noise = config.noise
+    return make_labels(train, noise.protocol, noise.rate, noise.seed, config.data.root)
+
+
+def build_model(config: AnyConfig, num_classes: int) -> Any:
+    """The configured timm model, untrained, for the data set's images."""
+    wanted = Preprocess.for_dataset(dataset_info(config.data.dataset))
+    return create(config.model.name, num_classes, wanted.to_cfg())
+
+
+def build_teacher(
+    config: DistillConfig, student: Student, source: Path | Literal["random"]
+) -> tuple[Encoder, dict[str, Any]]:
+    """(the teacher's encoder, what manifests say of it); `student` starts with its weights if configured so.
+
+    Raises ConfigError if it does not fit the data set or the student.
+    """
+    if source == "random":
+        model, about = build_model(config, num_classes=0), {"teacher": "random"}
+    else:
+        loaded = load(source, config.model.name)
+        if loaded.dataset not in (None, config.data.dataset):
+            raise ConfigError(
+                f"teacher {source} was trained on {loaded.dataset}, this run uses {config.data.dataset}; "
+                "give a --teacher of the same data set"
+            )
+        if loaded.stage == "distill":
+            raise ConfigError(
+                f"teacher {source} is a student, trained on labels; give a pretraining run, "
+                "whose encoder never saw one"
+            )
+        model, about = loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
+        loaded.assume_input(Preprocess.for_dataset(dataset_info(config.data.dataset)).to_cfg())
+    model.reset_classifier(0)
+    teacher = Encoder(model)
+    if teacher.width != student.width and config.graph.node_weight:
+        raise ConfigError(
+            f"teacher {source} has {teacher.width} features, the student {student.width}: node matching "
+            "needs equal widths; use the same --model for both, or --graph.node_weight 0"
+        )
+    if config.student_init == "teacher":
+        _start_as(student, teacher)
+    return teacher, about
+
+
+def _start_as(student: Student, teacher: Encoder) -> None:
+    """Give the student the teacher's weights, but for the classifier's."""
+    state, own = teacher.model.state_dict(), student.model.state_dict()
+    classifier = student.model.pretrained_cfg["classifier"] + "."
+    body = {name: tensor.shape for name, tensor in own.items() if not name.startswith(classifier)}
+    if body != {name: tensor.shape for name, tensor in state.items()}:
+        raise ConfigError("student_init = teacher needs teacher and student of the same --model")
+    student.model.load_state_dict(state, strict=False)
+
+
+def train_loader(
+    config: AnyConfig, train: Dataset, splits: Splits, augment: ViewConfig | CropFlipConfig, compute: Compute
+) -> Loader:
+    """Augmented micro-batches of this rank in the global order."""
+    return build_loader(
+        train,
+        augment=augment,
+        batch_size=config.data.batch_size // config.optim.accumulation,
+        seed=config.run.seed,
+        indices=splits.train,
+        workers=compute.workers,
+        pinned=compute.device.type == "cuda",
+    )
+
+
+def _about(config: AnyConfig, train: Dataset, splits: Splits, model: Any) -> dict[str, Any]:
+    return {
+        "dataset": config.data.dataset,
+        "data_sha256": train.sha256,
+        "train_samples": len(splits.train),
+        "classes": list(train.info.classes),
+        "input": Preprocess.of(model).to_cfg(),
+    }
