@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rmd_dist.config.fields import facts_of
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """A config (or nested dict) as {dotted key: plain value}."""
@@ -19,6 +21,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def later_defaults(cls: type) -> dict[str, Any]:
+    """Dotted key -> default of the fields that came when there were runs already (`Facts.added_later`)."""
+    defaults = flatten(cls())
+    return {key: defaults[key] for key, facts in facts_of(cls).items() if facts.added_later}
 
 
 def to_dict(config: Any) -> Any:

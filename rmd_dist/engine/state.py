@@ -17,7 +17,6 @@ from rmd_dist.models.weights import load_weights, read_tensors
 
 _MODEL, _AVERAGE, _TASK, _OPTIMIZER, _GROUPS = "model/", "ema/", "task/", "optimizer/", "optimizer_groups/"
 
-
 _WHOLE = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 """States of optimizers that have the parameter's shape."""
 

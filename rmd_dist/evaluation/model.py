@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from rmd_dist.config import EvaluateConfig
-from rmd_dist.data.dataset import Dataset, dataset_info
+from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import choose
@@ -64,7 +64,7 @@ def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.dev
         open_dataset(name, split, root=Path(config.root), source=source, loader=config.loader)
         for split in ("train", "test")
     )
-    model.assume_input(Preprocess.for_dataset(dataset_info(name)).to_cfg())
+    model.assume_input(Preprocess.for_dataset(train.info).to_cfg())
     compute = Compute(device, workers=workers_per_rank(config.workers))
     compute.placed(model.module)
     splits = choose(

@@ -60,9 +60,7 @@ def predict(
     )
     with loader, compute.autocasting():
         index, outputs = _own_share(model, loader, compute, reduce, between)
-    gathered = gather_by_index(index, outputs, indices)
-    order = np.argsort(indices, kind="stable")
-    return gathered if np.array_equal(order, np.arange(len(order))) else gathered[np.argsort(order)]
+    return gather_by_index(index, outputs, indices)
 
 
 def predict_classes(
@@ -94,10 +92,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def gather_by_index(index: Tensor, values: Tensor, expected: npt.NDArray[np.int64] | Tensor) -> Tensor:
-    """All ranks' rows `values` (n, ...) of samples `index` (n,), by rising index: (N, ...), CPU. Collective.
+    """All ranks' rows `values` (n, ...) of samples `index` (n,), as `expected`: (N, ...), CPU. Collective.
 
-    `expected`: the N sample indices that must arrive, in any order. Raises RuntimeError, on every rank,
-    when one is missing, comes twice, or was not asked for.
+    `expected`: the N sample indices that must arrive, in the order in which their rows are wanted. Raises
+    RuntimeError, on every rank, when one is missing, comes twice, or was not asked for.
     """
     if parallel.world_size() > 1:
         # A rank without samples knows neither width nor dtype of the others' rows.
@@ -106,10 +104,10 @@ def gather_by_index(index: Tensor, values: Tensor, expected: npt.NDArray[np.int6
             values = torch.empty((0, *known[0][0]), dtype=known[0][1], device=values.device)
         index, values = parallel.all_gather_rows(index), parallel.all_gather_rows(values)
     index, order = index.cpu().sort()
-    wanted = torch.as_tensor(expected, dtype=torch.int64).cpu().sort().values
+    wanted, position = torch.as_tensor(expected, dtype=torch.int64).cpu().sort()
     if not torch.equal(index, wanted):
         raise RuntimeError(_coverage_error(index, wanted))
-    return values.cpu()[order]
+    return values.cpu()[order[position.argsort()]]
 
 
 def _own_share(

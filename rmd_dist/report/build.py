@@ -86,14 +86,8 @@ def _section(results: Results) -> Section:
 
 def _unfinished(study: Study, keys: Iterable[str]) -> list[tuple[str, str, str]]:
     """(key, state, why) of each cell of `keys` that has no result yet."""
-    found = []
-    for key in keys:
-        status = study.status.get(key)
-        if status is None:
-            found.append((key, "not entered", ""))
-        elif status.state != "finished":
-            found.append((key, status.state, status.why or ""))
-    return found
+    left = ((key, study.status[key]) for key in keys if not study.finished(key))
+    return [(key, status.state, status.why or "") for key, status in left]
 
 
 def _commands(study: Study, configs: str | None) -> list[str]:

@@ -157,7 +157,7 @@ def csv_rows(results: Results) -> list[dict[str, str]]:
     rows = []
     for entry in results.table.entries:
         row, column = results.row_of(entry), column_of(entry)
-        status = results.study.status.get(entry.key)
+        status = results.study.status[entry.key]
         figures: dict[str, float | None] = {}
         for kind in KINDS:
             accuracy = results.study.accuracy(entry.key, kind)
@@ -165,7 +165,7 @@ def csv_rows(results: Results) -> list[dict[str, str]]:
         clean = entry.method == CLEAN
         figures["gap_share"] = None if clean else results.shares(row, column).get(entry.seed)
         figures["steps"] = results.study.cells[entry.key].steps
-        figures["seconds"] = status.results.get("seconds") if status else None
+        figures["seconds"] = status.results.get("seconds")
         figures["paper"] = None if clean else results.paper(row, column)
         about = {
             "table": results.spec.name,
@@ -177,8 +177,8 @@ def csv_rows(results: Results) -> list[dict[str, str]]:
             "K": f"{entry.K:g}",
             "seed": str(entry.seed),
             "cell": entry.key,
-            "state": status.state if status else "not entered",
-            "why": (status.why or "") if status else "",
+            "state": status.state,
+            "why": status.why or "",
         }
         rows.append(about | {name: _number(value) for name, value in figures.items()})
     return rows

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from rmd_dist import __version__
 from rmd_dist.config import AnyConfig, DistillConfig
-from rmd_dist.config.convert import flatten, save_yaml
+from rmd_dist.config.convert import flatten, later_defaults, save_yaml
 from rmd_dist.config.fields import Facts, facts_of
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, read_json, remove_debris, write_json
@@ -156,8 +156,7 @@ class RunFolder:
 
     def _refuse_differences(self, saved: dict[str, Any]) -> None:
         now = json.loads(json.dumps(flatten(self.config)))
-        facts, defaults = facts_of(type(self.config)), flatten(type(self.config)())
-        saved = {key: defaults[key] for key in facts if facts[key].added_later} | saved
+        saved = later_defaults(type(self.config)) | saved
         keys = [key for key in sorted(saved.keys() | now.keys()) if not self._free(key)]
         unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
         if unknown:

@@ -14,7 +14,7 @@ from typing import Any
 from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig
 from rmd_dist.config.checks import validate
 from rmd_dist.config.cli import from_dict
-from rmd_dist.config.convert import flatten
+from rmd_dist.config.convert import flatten, later_defaults
 from rmd_dist.config.fields import facts_of
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.errors import ConfigError
@@ -58,15 +58,15 @@ class Cell:
     @property
     def digest(self) -> str:
         """Hex digest of what is computed; cells of equal digest are the same run."""
-        facts, defaults = facts_of(type(self.config)), flatten(type(self.config)())
+        facts = facts_of(type(self.config))
         matters = {
             key: value
             for key, value in flatten(self.config).items()
             if key not in facts or not facts[key].free or facts[key].reported
         }
         # Cells that were run before there was such a key keep their digest.
-        for key in facts:
-            if facts[key].added_later and matters.get(key) == defaults[key]:
+        for key, default in later_defaults(type(self.config)).items():
+            if matters.get(key) == default:
                 del matters[key]
         matters |= {"needs": self.needs}
         if (file := matters.get("teacher")) not in (None, "random"):

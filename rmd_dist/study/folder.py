@@ -93,7 +93,7 @@ class Study:
 
     def finished(self, key: str) -> bool:
         """Whether a cell has run to its end."""
-        return key in self.status and self.status[key].state == "finished"
+        return self.status[key].state == "finished"
 
     def accuracy(self, key: str, kind: str = "last") -> float | None:
         """Test accuracy (kNN accuracy of a pretraining) in [0, 1], of one of KINDS; None if unfinished."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
-from rmd_dist.data.dataset import Dataset, dataset_info
+from rmd_dist.data.dataset import Dataset, DatasetInfo
 from rmd_dist.data.labels import Labels, make_labels
 from rmd_dist.data.loader import Loader, build_loader
 from rmd_dist.data.prepare import open_dataset
@@ -50,10 +50,10 @@ def build_parts(config: AnyConfig, compute: Compute, teacher: TeacherSource = No
 def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource) -> Parts:
     """SimSiam on the data set's images; it has no teacher."""
     train, test, splits = build_data(config)
-    encoder = build_model(config, num_classes=0)
+    encoder = build_model(config, train.info, num_classes=0)
     model = SimSiam(encoder, config.simsiam.dim, config.simsiam.hidden_dim)
     task = PretrainTask(model, train, test, splits, config.eval, compute)
-    about = _about(config, train, splits, encoder) | {"stage": "pretrain"}
+    about = _about(config, train, splits, encoder)
     return Parts(task, train_loader(config, train, splits, config.views, compute), 0, about)
 
 
@@ -62,13 +62,13 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     train, test, splits = build_data(config, config.validation)
     labels = build_labels(config, train)
     num_classes = train.info.num_classes
-    student = Student(build_model(config, num_classes))
+    student = Student(build_model(config, train.info, num_classes))
     loss = build_loss(config.loss, num_classes, **config.loss_options)
     graph = config.graph
     relation = RelationLoss(
         graph.node_weight, graph.edge_weight, graph.form, graph.reference_batch, graph.node_target
     )
-    frozen, taught = build_teacher(config, student, teacher) if teacher else (None, {})
+    frozen, taught = build_teacher(config, train.info, student, teacher) if teacher else (None, {})
     if frozen is not None:
         compute.placed(frozen).eval().requires_grad_(False)
         cast_weights(frozen, compute.autocast)
@@ -77,7 +77,7 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     )
     counts = {"validation_samples": len(splits.validation)}
     noise = {"noise": labels.manifest, "labels_sha256": labels.manifest["labels_sha256"]}
-    about = _about(config, train, splits, student) | {"stage": "distill"} | counts | noise | taught
+    about = _about(config, train, splits, student) | counts | noise | taught
     return Parts(task, train_loader(config, train, splits, config.augment, compute), num_classes, about)
 
 
@@ -114,21 +114,20 @@ def build_labels(config: DistillConfig, train: Dataset) -> Labels:
     return make_labels(train, noise.protocol, noise.rate, noise.seed, config.data.root)
 
 
-def build_model(config: AnyConfig, num_classes: int) -> Any:
+def build_model(config: AnyConfig, info: DatasetInfo, num_classes: int) -> Any:
     """The configured timm model, untrained, for the data set's images."""
-    wanted = Preprocess.for_dataset(dataset_info(config.data.dataset))
-    return create(config.model.name, num_classes, wanted.to_cfg())
+    return create(config.model.name, num_classes, Preprocess.for_dataset(info).to_cfg())
 
 
 def build_teacher(
-    config: DistillConfig, student: Student, source: Path | Literal["random"]
+    config: DistillConfig, info: DatasetInfo, student: Student, source: Path | Literal["random"]
 ) -> tuple[Encoder, dict[str, Any]]:
     """(the teacher's encoder, what manifests say of it); `student` starts with its weights if configured so.
 
     Raises ConfigError if it does not fit the data set or the student.
     """
     if source == "random":
-        model, about = build_model(config, num_classes=0), {"teacher": "random"}
+        model, about = build_model(config, info, num_classes=0), {"teacher": "random"}
     else:
         loaded = load(source, config.model.name)
         if loaded.dataset not in (None, config.data.dataset):
@@ -142,7 +141,7 @@ def build_teacher(
                 "whose encoder never saw one"
             )
         model, about = loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
-        loaded.assume_input(Preprocess.for_dataset(dataset_info(config.data.dataset)).to_cfg())
+        loaded.assume_input(Preprocess.for_dataset(info).to_cfg())
     model.reset_classifier(0)
     teacher = Encoder(model)
     if teacher.width != student.width and config.graph.node_weight:
@@ -182,6 +181,7 @@ def train_loader(
 
 def _about(config: AnyConfig, train: Dataset, splits: Splits, model: Any) -> dict[str, Any]:
     return {
+        "stage": config.stage,
         "dataset": config.data.dataset,
         "data_sha256": train.sha256,
         "train_samples": len(splits.train),
