@@ -54,7 +54,7 @@ class Session:
             "PYTHONUNBUFFERED": "1",
             "OMP_WAIT_POLICY": "passive",  # many processes share the cores
             "TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor"),  # what one compiles others find
-            "TORCHINDUCTOR_COMPILE_THREADS": "4",
+            "TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "4"),
         }
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)

@@ -131,6 +131,12 @@ def _trained(part: dict[str, Any]) -> str:
     )
 
 
+def _teacher(part: dict[str, Any]) -> str:
+    curve = [[f"{p['seconds']:.0f}", p["step"], f"{100 * p['knn']:.2f} %"] for p in part["curve"]]
+    more = [f"{name}: {100 * value:.2f} %" for name, value in part.get("k = 10", {}).items()]
+    return "\n\n".join([_trained(part), markdown(["seconds with start-up", "step", "kNN"], curve), *more])
+
+
 TABLES = {
     "tests": _tests,
     "steps": _steps,
@@ -139,4 +145,5 @@ TABLES = {
     "loader": _loader,
     "digits": _trained,
     "cifar10": _trained,
+    "teacher": _teacher,
 }

@@ -6,8 +6,8 @@
 Both sides run the paper's defaults (full width, batch 64); other flags are those of a launch script. The
 trainer's side includes reading and augmenting images, moving and normalising them, logging and, in
 distillation, measuring gradient ratios. The bare loop has its batches ready in memory: what it measures is
-the model, the loss (plainly written, whole matrices), backward and SGD, under the same autocast. The
-teacher's forward pass is on both sides.
+the model, the loss (plainly written, whole matrices), backward and SGD, under the same autocast, launched
+kernel by kernel. The teacher's forward pass is on both sides.
 
 `kernels` of a step that is not logged, and `MiB` that a step takes above what is kept, are CUDA's.
 """
@@ -41,31 +41,37 @@ from rmd_dist.models.export import create
 
 FASTEST = "--deterministic false"
 COMPILED = "--model.compile true"
+LAUNCHED = "--cuda_graph false"
 VARIANTS = {
     "fp32": "--precision no",
     "fp32 fastest": f"--precision no {FASTEST}",
     "tf32": "--precision tf32",
     "bf16": "--precision bf16",
+    "bf16 launched": f"--precision bf16 {LAUNCHED}",
     "bf16 fastest": f"--precision bf16 {FASTEST}",
     "bf16 compiled": f"--precision bf16 {COMPILED}",
     "bf16 compiled fastest": f"--precision bf16 {COMPILED} {FASTEST}",
+    "bf16 compiled launched": f"--precision bf16 {COMPILED} {LAUNCHED}",
     "fp16": "--precision fp16",
 }
-"""Name -> flags; `fastest`: kernels that need not give equal bits."""
+"""Name -> flags; `fastest`: kernels that need not give equal bits; `launched`: one by one, not as a graph."""
 
 STAGES = {"pretrain": "", "distill": "--loss gce --K 0.001 --teacher random"}
 
 
-def bare_pretrain(model_name: str, batch: int, size: int, device: torch.device) -> Callable[[], None]:
-    """One SimSiam step on two ready batches."""
+def bare_pretrain(
+    model_name: str, batch: int, size: int, device: torch.device, views: int = 2
+) -> Callable[[], None]:
+    """One SimSiam step on ready batches, one a view."""
     model = SimSiam(create(model_name, 0), 2048, 512).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
-    x1, x2 = (images(batch, size, device) for _ in "12")
+    x = [images(batch, size, device) for _ in range(views)]
 
     def step() -> None:
-        p1, p2, z1, z2 = model(x1, x2)
-        loss = -0.5 * F.cosine_similarity(p1, z2.detach()).mean()
-        loss = loss - 0.5 * F.cosine_similarity(p2, z1.detach()).mean()
+        predicted, z = model(*x)
+        total = torch.stack(z).detach().sum(0)
+        others = [(total - own.detach()) / (views - 1) for own in z]
+        loss = -sum(F.cosine_similarity(p, t).mean() for p, t in zip(predicted, others, strict=True)) / views
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -138,8 +144,8 @@ def measure(stage: str, steps: int, block: int, words: list[str]) -> dict[str, A
     with opened(stage, words) as trainer:
         config, device = trainer.config, trainer.accelerator.device
         size = trainer.task.preprocess.size[0]
-        make = bare_pretrain if stage == "pretrain" else bare_distill
-        bare_step = make(config.model.name, config.data.batch_size, size, device)
+        where = (config.model.name, config.data.batch_size, size, device)
+        bare_step = bare_pretrain(*where, config.views.count) if stage == "pretrain" else bare_distill(*where)
         dtype, coming = trainer.task.compute.autocast, steps_of(trainer)
 
         def bare() -> None:

@@ -77,6 +77,9 @@ class ViewConfig:
     flip_p: float = setting(0.5, low=0, high=1)
     """Chance of a horizontal flip."""
 
+    count: int = setting(2, low=2, high=64, added_later=True)
+    """Views of each image; each is drawn to the mean of the others (2: SimSiam, more: FastSiam)."""
+
 
 @dataclass
 class CropFlipConfig:
@@ -264,6 +267,9 @@ class RunConfig:
 
     deterministic: bool = setting(True, free=True)
     """Equal runs give equal bits, which exact resume needs; false: the fastest kernels, which may not."""
+
+    cuda_graph: bool = setting(True, free=True, added_later=True)
+    """On one GPU, launch a step as one CUDA graph: the same bits in less of the host's time."""
 
     cpu: bool = setting(False, free=True)
     """Use the CPU even where there is a GPU."""

@@ -26,9 +26,9 @@ ADVICE = (
 class Guard:
     """Looks at the loss, and the gradient norm where one is known, before the weights follow them.
 
-    All ranks see the same numbers (the loss is global, gradients are averaged), so they decide alike. On a
-    CPU every step is judged at once. A GPU is not made to wait: its verdicts stay there until `check`, which
-    the trainer calls on logging steps and before it saves.
+    All ranks see the same numbers (the loss is global, gradients are averaged), so they decide alike. A
+    device is not made to wait: its verdicts stay there until `check`, which the trainer calls on logging
+    steps and before it saves, on a CPU after every step.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Guard:
         """
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan) if self.skips else loss
 
-    def watch(self, step: int, losses: list[Tensor], norm: Tensor | None) -> Tensor | None:
+    def watch(self, losses: list[Tensor], norm: Tensor | None) -> Tensor | None:
         """Look at a step before the weights follow it; returns 1.0 if it is to be left out, 0.0 if not.
 
-        None: nothing is left out in this mode. Raises Fault as `check` does, on a CPU at once.
+        None: nothing is left out in this mode.
 
         `norm`: of the gradient, None where it is not known or its overflow is a scaler's business.
         """
@@ -72,8 +72,6 @@ class Guard:
             self._in_a_row.add_(1).mul_(spoilt)
         else:
             self._spoilt |= spoilt
-        if spoilt.is_cpu:
-            self.check(step)
         return spoilt.float() if self.skips else None
 
     def verdict(self) -> Tensor:

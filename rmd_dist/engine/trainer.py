@@ -22,13 +22,15 @@ from rmd_dist.config import AnyConfig
 from rmd_dist.config.convert import flatten
 from rmd_dist.data.loader import Batch
 from rmd_dist.engine.checkpoint import Checkpoint
+from rmd_dist.engine.graphs import GraphedStep, fits_graph
 from rmd_dist.engine.guard import Guard
-from rmd_dist.engine.optim import build_average, build_optimizer, set_learning_rate, step_unless
+from rmd_dist.engine.optim import build_average, build_optimizer, set_learning_rate
 from rmd_dist.engine.preemption import Preemption
 from rmd_dist.engine.resume import SELECTED_STEP, choose_checkpoint, roll_back
 from rmd_dist.engine.saver import Saver
 from rmd_dist.engine.schedule import learning_rate
 from rmd_dist.engine.state import State
+from rmd_dist.engine.step import Step
 from rmd_dist.errors import ConfigError, Stopped, writing
 from rmd_dist.models.export import export
 from rmd_dist.models.weights import save_tensors
@@ -87,9 +89,6 @@ class Trainer:
             accelerator.scaler.load_state_dict(scalars["scaler"])
         skipped = scalars.get("nonfinite_steps", 0)
         self.guard = Guard(config.run.on_nonfinite, model, accelerator.device, skipped)
-        self.rank_sizes = parallel.share_sizes(
-            config.data.batch_size // optim.accumulation, parallel.world_size()
-        )
         self.agreement = parallel.Agreement()
         saving = config.checkpoint
         self.saver = Saver(
@@ -112,6 +111,9 @@ class Trainer:
             title=f"{folder.stage} {folder.path.name}",
             resume_step=self.step,
         )
+        step = Step(self.task, self.module, self.optimizer, self.guard, accelerator, config)
+        self._graphed = GraphedStep(step, self.monitor.warning) if fits_graph(config, accelerator) else None
+        self._step = self._graphed or step
 
     @property
     def step(self) -> int:
@@ -172,37 +174,13 @@ class Trainer:
         """
         lr = learning_rate(self.step, self.steps_per_epoch, self.config.optim)
         set_learning_rate(self.optimizer, lr)
-        outputs = []
-        self.guard.begin()
-        for number, batch in enumerate(micro_batches, start=1):
-            last = number == len(micro_batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                with self.accelerator.autocast(), parallel.rows_known(self.rank_sizes):
-                    output = self.task.step(self.module, batch, logging=logging)
-                self.accelerator.backward(self.guard.marked(output.loss) / len(micro_batches))
-            outputs.append(output)
-        output, norm = _mean_output(outputs), self._clip(logging)
-        scaled = self.accelerator.scaler is not None  # a scaler expects overflows, and leaves them out itself
-        left_out = self.guard.watch(self.step + 1, [o.loss for o in outputs], None if scaled else norm)
-        step_unless(None if scaled else left_out, self.optimizer)
-        self.optimizer.zero_grad()
+        output = self._step(micro_batches, logging)
         self.state.step += 1
+        if self.accelerator.device.type == "cpu":
+            self.guard.check(self.step)
         if self.state.ema is not None:
             self.state.ema.update(self.state.model, self.state.step)
-        if norm is not None:
-            output.values["grad_norm"] = norm
         return lr, output
-
-    def _clip(self, logging: bool) -> Tensor | None:
-        """Gradient norm where somebody wants it, clipped where the configuration says so."""
-        limit, norm = self.config.optim.clip_norm, None
-        if limit is not None:
-            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
-        elif logging or self.guard.skips:
-            self.accelerator.unscale_gradients()
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
-        return norm
 
     def _fetch(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Named scalars from the device, and the guard's verdict with them: one transfer, one wait."""
@@ -368,6 +346,8 @@ class Trainer:
 
     def close(self) -> None:
         """Stop the loader's threads, let the checkpoint in flight be written, flush. Safe to call twice."""
+        if self._graphed is not None:
+            self._graphed.close()
         self.loader.close()
         self.saver.close()
         self.monitor.close()
@@ -375,12 +355,3 @@ class Trainer:
 
 class _EvaluationAbandoned(Exception):
     """Raised inside an evaluation, on all ranks after the same batch."""
-
-
-def _mean_output(outputs: list[StepOutput]) -> StepOutput:
-    """Values averaged over the micro-steps of one optimizer step."""
-    if len(outputs) == 1:
-        return outputs[0]
-    names = outputs[0].values
-    values = {name: torch.stack([o.values[name] for o in outputs]).mean() for name in names}
-    return StepOutput(outputs[-1].loss, values)

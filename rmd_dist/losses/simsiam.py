@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """Per-sample D(p1, sg(z2)) / 2 + D(p2, sg(z1)) / 2 with D(p, z) = -cos(p, z): four (B, d) -> (B,).
+def simsiam_loss(p: Sequence[Tensor], z: Sequence[Tensor]) -> Tensor:
+    """Per-sample mean over the views i of D(p_i, sg(t_i)): two or more p_i and z_i, each (B, d) -> (B,).
 
-    In [-1, 1], in fp32 under any autocast. z1 and z2 get no gradient (sg: stop gradient).
+    D(p, t) = -cos(p, t), t_i the mean of the other views' z_j: with two views SimSiam's loss, with more
+    FastSiam's (Pototzky et al. 2022, equation 4). In [-1, 1], in fp32 under any autocast. z gets no gradient
+    (sg: stop gradient).
     """
-    with torch.autocast(p1.device.type, enabled=False):
-        p1, p2, z1, z2 = (v if v.dtype == torch.float64 else v.float() for v in (p1, p2, z1, z2))
-        return -(F.cosine_similarity(p1, z2.detach()) + F.cosine_similarity(p2, z1.detach())) / 2
+    with torch.autocast(p[0].device.type, enabled=False):
+        p, z = ([v if v.dtype == torch.float64 else v.float() for v in views] for views in (p, z))
+        z = [each.detach() for each in z]
+        cosines = [F.cosine_similarity(p[i], _mean(z[:i] + z[i + 1 :])) for i in range(len(p))]
+        return -sum(cosines[1:], cosines[0]) / len(p)
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(0)
 
 
 def feature_spread(z: Tensor) -> Tensor:

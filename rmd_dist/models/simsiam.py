@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He 2021): an encoder, a projector and a predictor over two views."""
+"""SimSiam (Chen & He 2021): an encoder, a projector and a predictor over two or more views."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 
 class SimSiamOutput(NamedTuple):
-    """Predictions p = q(z) and projections z = h(f(x)) of both views, each (B, dim)."""
+    """Predictions p = q(z) and projections z = h(f(x)) of each view, each (B, dim)."""
 
-    p1: Tensor
-    p2: Tensor
-    z1: Tensor
-    z2: Tensor
+    p: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
 
 
 def feature_width(encoder: nn.Module) -> int:
@@ -50,9 +48,8 @@ class SimSiam(nn.Module):
             nn.Linear(hidden_dim, dim),
         )
 
-    def forward(self, x1: Tensor, x2: Tensor) -> SimSiamOutput:
-        """Two views (B, 3, H, W) of the same images. z1 and z2 carry gradient: the loss stops it."""
+    def forward(self, *views: Tensor) -> SimSiamOutput:
+        """Views (B, 3, H, W) of the same images. z carries gradient: the loss stops it."""
         # One view at a time: batch norm's statistics are those of one view, as in the original.
-        z1 = self.projector(self.encoder(x1))
-        z2 = self.projector(self.encoder(x2))
-        return SimSiamOutput(self.predictor(z1), self.predictor(z2), z1, z2)
+        z = tuple(self.projector(self.encoder(view)) for view in views)
+        return SimSiamOutput(tuple(self.predictor(each) for each in z), z)

@@ -1,4 +1,4 @@
-"""Relation modelling: SimSiam on two views of each image (paper section 3.2). No label is read to train."""
+"""Relation modelling: SimSiam on views of each image (paper section 3.2). No label is read to train."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class PretrainTask(Task):
 
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:
         compute = self.compute
-        x1, x2 = (self.preprocess(view, compute.channels_last, compute.dtype) for view in batch.views)
-        p1, p2, z1, z2 = module(x1, x2)
-        loss = parallel.global_mean(simsiam_loss(p1, p2, z1, z2))
+        views = (self.preprocess(view, compute.channels_last, compute.dtype) for view in batch.views)
+        p, z = module(*views)
+        loss = parallel.global_mean(simsiam_loss(p, z))
         values = {"loss": loss.detach()}
         if logging:
-            values["feature_spread"] = feature_spread(parallel.all_gather_rows(z1.detach()))
+            values["feature_spread"] = feature_spread(parallel.all_gather_rows(z[0].detach()))
         return StepOutput(loss, values)
 
     def evaluate(self, network: Any, between: BetweenBatches | None = None) -> Evaluation:

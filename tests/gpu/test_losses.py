@@ -62,11 +62,12 @@ def test_the_relation_graph(batch, form, target, setting, device, usual_numerics
     assert difference.norm() <= 1e-5 * slack * leaf.grad.norm()
 
 
-def test_simsiam(device):
+@pytest.mark.parametrize("views", [2, 4])
+def test_simsiam(views, device):
     g = torch.Generator().manual_seed(0)
-    views = [torch.randn(64, 2048, generator=g) for _ in range(4)]
-    expected = simsiam_loss(*(v.double() for v in views))
-    found = simsiam_loss(*(v.to(device.type) for v in views))
+    p, z = torch.randn(2, views, 64, 2048, generator=g)
+    expected = simsiam_loss(list(p.double()), list(z.double()))
+    found = simsiam_loss(list(p.to(device.type)), list(z.to(device.type)))
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-6, atol=1e-7)
 
 

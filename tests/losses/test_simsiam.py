@@ -24,12 +24,21 @@ def test_equals_a_slow_loop():
         -cos(a, d) / 2 - cos(b, c) / 2
         for a, b, c, d in zip(*(v.tolist() for v in (p1, p2, z1, z2)), strict=True)
     ]
-    assert simsiam_loss(p1, p2, z1, z2).tolist() == pytest.approx(expected, rel=1e-12)
+    assert simsiam_loss((p1, p2), (z1, z2)).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_of_more_views_each_is_drawn_to_the_mean_of_the_others():
+    p, z = _views()[:3], _views()[1:]
+    expected = -sum(
+        torch.nn.functional.cosine_similarity(p[i], (z[j] + z[k]) / 2)
+        for i, j, k in ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+    )
+    torch.testing.assert_close(simsiam_loss(p, z), expected / 3, rtol=1e-12, atol=1e-14)
 
 
 def test_gradient_reaches_the_predictions_alone():
     p1, p2, z1, z2 = _views()
-    simsiam_loss(p1, p2, z1, z2).sum().backward()
+    simsiam_loss((p1, p2), (z1, z2)).sum().backward()
     assert z1.grad is None
     assert z2.grad is None
     for p, z in ((p1, z2), (p2, z1)):
@@ -42,16 +51,16 @@ def test_gradient_reaches_the_predictions_alone():
 
 def test_closed_forms():
     a, b = torch.eye(2)
-    assert simsiam_loss(a[None], a[None], 3 * a[None], 2 * a[None]).item() == pytest.approx(-1)
-    assert simsiam_loss(a[None], a[None], b[None], -a[None]).item() == pytest.approx(0.5)
+    assert simsiam_loss((a[None], a[None]), (3 * a[None], 2 * a[None])).item() == pytest.approx(-1)
+    assert simsiam_loss((a[None], a[None]), (b[None], -a[None])).item() == pytest.approx(0.5)
 
 
 def test_fp32_inside_autocast():
     views = _views(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = simsiam_loss(*views)
+        inside = simsiam_loss(views[:2], views[2:])
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, simsiam_loss(*(v.float() for v in views)))
+    assert torch.equal(inside, simsiam_loss(*([v.float() for v in half] for half in (views[:2], views[2:]))))
 
 
 def test_spread_is_about_1_when_healthy_and_0_when_collapsed():

@@ -40,7 +40,7 @@ def test_heads_are_of_the_cifar_form():
 def test_forward_is_q_of_h_of_f_of_each_view_apart():
     model = _model()
     x1, x2 = torch.randn(2, 4, 3, 32, 32)
-    p1, p2, z1, z2 = model(x1, x2)
+    (p1, p2), (z1, z2) = model(x1, x2)
     torch.testing.assert_close(z2, model.projector(model.encoder(x2)))  # statistics of this view alone
     torch.testing.assert_close(p1, model.predictor(z1))
     torch.testing.assert_close(p2, model.predictor(z2))

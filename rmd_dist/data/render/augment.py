@@ -1,4 +1,4 @@
-"""Seeded augmentation: two SimSiam views, random crop and flip, or a plain copy.
+"""Seeded augmentation: SimSiam views, random crop and flip, or a plain copy.
 
 Parameters come from `rng` by (seed, epoch, sample, view), pixels from `pixels`. A batch is rendered by
 one kernel straight from the bytes of the images, wherever these lie (a mapped beton, an array), in
@@ -127,7 +127,7 @@ def draw_crop(seed: int, epoch: int, sample: int, settings: Any) -> tuple[int, i
 
 
 @kernel
-def _two_views(
+def _views(
     data: Bytes, pointers: Ints, samples: Ints, first: int, last: int, seed: int, epoch: int,
     settings: Records, out: Bytes,
 ) -> None:  # fmt: skip
@@ -203,26 +203,27 @@ def sample_views(
 class Augmenter:
     """Renders batches of S x S images on `workers` threads, the calling one included.
 
-    `config` decides what a sample becomes: ViewConfig two views, CropFlipConfig one, None itself. `pinned`:
-    into page-locked memory, from which copies to a GPU do not wait.
+    `config` decides what a sample becomes: ViewConfig its count of views, CropFlipConfig one, None itself.
+    `pinned`: into page-locked memory, from which copies to a GPU do not wait.
     Raises ConfigError for settings out of range. Any number of threads may call `render` at once.
     """
 
     def __init__(
         self, config: AugmentConfig, *, size: int, seed: int, workers: int = 1, pinned: bool = False
     ) -> None:
-        self.views = 2 if isinstance(config, ViewConfig) else 1
+        self.views = config.count if isinstance(config, ViewConfig) else 1
         self.size = size
         self._seed = seed
         self._kernel: Callable[..., None]
         if isinstance(config, ViewConfig):
-            self._kernel, self._settings = _two_views, _view_settings(config)
+            self._kernel, self._settings = _views, _view_settings(config)
         elif isinstance(config, CropFlipConfig):
             self._kernel, self._settings = _crop_and_flip, _crop_settings(config, size)
         else:
             self._kernel, self._settings = _plain_copy, np.zeros(1, _CROP_SETTINGS)
         self._workers = workers
-        self._least = 16 if self.views == 2 else 256  # images that are worth handing to another thread
+        # Images that are worth handing to another thread.
+        self._least = 16 if isinstance(config, ViewConfig) else 256
         self._pool = ThreadPoolExecutor(workers - 1, "rmd-augment") if workers > 1 else None
         self._pinned = pinned
 
