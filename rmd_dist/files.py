@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,29 @@ from typing import Any
 from rmd_dist.errors import ConfigError
 
 MAX_JSON_BYTES = 64 << 20  # the largest manifest, of noise on 100 classes, has 80 kB
+
+
+def expanded(text: str) -> str:
+    """A path as a person writes it, with `~`, `~user`, `$NAME` and `${NAME}` put in.
+
+    A dollar stays where the path exists as it is written. Raises ConfigError for a user or variable that is
+    not known, and for what no file system can hold.
+    """
+    written = os.path.lexists(text)
+    path = os.path.expanduser(text if written else os.path.expandvars(text))  # noqa: PTH111 - "" stays ""
+    try:
+        Path(path).stat()
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", errno.EINVAL) in _NO_PATH:
+            shown = text if len(text) <= 80 else f"{text[:60]}..."
+            raise ConfigError(f"{shown!r} cannot be a path: {getattr(error, 'strerror', error)}") from None
+    unknown = None if written else re.match(r"~[^/]*", path) or re.search(r"\$(\w+|\{[^}]*\})", path)
+    if unknown:
+        raise ConfigError(f"the path {text!r}: {unknown[0]} is not known here; write it out")
+    return path
+
+
+_NO_PATH = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rmd_dist.files import atomic_path, read_json, remove_debris, sha256, write_json
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import atomic_path, expanded, read_json, remove_debris, sha256, write_json
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -91,3 +92,38 @@ def test_nothing_here_can_run_code():
         if re.search(pattern, line)
     ]
     assert found == []
+
+
+def test_paths_are_taken_as_people_write_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/people/ann")
+    monkeypatch.setenv("PHOTOS", "/disks/photos")
+    for text, path in {
+        "~/runs": "/people/ann/runs",
+        "~": "/people/ann",
+        "$PHOTOS/a": "/disks/photos/a",
+        "${PHOTOS}": "/disks/photos",
+        "data/../runs": "data/../runs",
+        "a~b": "a~b",
+        "": "",
+    }.items():
+        assert expanded(text) == path
+    (tmp_path / "cash$").mkdir()
+    (tmp_path / "$PHOTOS").mkdir()
+    assert (expanded("cash$"), expanded("$PHOTOS"), expanded("./~")) == ("cash$", "$PHOTOS", "./~")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$NOT_SET/x", r"\$NOT_SET is not known"),
+        ("${NOT_SET}", r"\$\{NOT_SET\} is not known"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name is not known"),
+        ("x" * 300, r"'x{60}\.\.\.' cannot be a path: File name too long"),
+        ("y/" * 3000, "cannot be a path: File name too long"),
+        ("a\0b", "cannot be a path"),
+    ],
+)
+def test_what_cannot_be_a_path_is_told(text, said):
+    with pytest.raises(ConfigError, match=said):
+        expanded(text)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from rmd_dist.config.fields import facts_of
 from rmd_dist.config.schema import AnyConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.errors import ConfigError
+from rmd_dist.files import expanded
 
 _Config = TypeVar("_Config", bound=AnyConfig | EvaluateConfig)
 _INF = float("inf")
@@ -20,6 +21,7 @@ def validate(config: _Config) -> _Config:
     Raises ConfigError naming key, value, what is allowed and the remedy.
     """
     facts = facts_of(type(config))
+    _put_in_paths(config)
     for key, text in _leaves(config):
         _check_text(key, text, in_names=key in facts and facts[key].in_names)
     for key, value in _leaves(config):
@@ -45,12 +47,12 @@ def validate(config: _Config) -> _Config:
         # Paper, section 4.3: SimSiam 0.03; distillation 0.001 on CIFAR-10, 0.01 on CIFAR-100.
         by_dataset = 0.01 if data.dataset == "cifar100" else 0.001
         optim.lr = 0.03 if isinstance(config, PretrainConfig) else by_dataset
+    if data.batch_size // optim.accumulation < 2:
+        raise ConfigError(
+            f"data.batch_size = {data.batch_size} in {optim.accumulation} micro-step(s): batch norm "
+            "needs at least 2 images each; raise batch_size"
+        )
     if isinstance(config, PretrainConfig):
-        if data.batch_size // optim.accumulation < 2:
-            raise ConfigError(
-                f"data.batch_size = {data.batch_size} in {optim.accumulation} micro-step(s): batch norm "
-                "needs at least 2 images each; raise batch_size"
-            )
         low, high = config.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")
@@ -60,6 +62,17 @@ def validate(config: _Config) -> _Config:
     if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
         raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
     return config
+
+
+def _put_in_paths(config: Any) -> None:
+    """Write out the paths of a configuration and of its groups."""
+    facts = facts_of(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            _put_in_paths(value)
+        elif isinstance(value, str) and facts[f.name].path:
+            setattr(config, f.name, expanded(value))
 
 
 def _check_text(key: str, value: Any, *, in_names: bool) -> None:

@@ -20,7 +20,7 @@ from rmd_dist.config.convert import to_dict
 from rmd_dist.config.fields import facts_of, groups_of
 from rmd_dist.config.presets import find
 from rmd_dist.config.schema import AnyConfig, EvaluateConfig
-from rmd_dist.config.text import MAX_CHARACTERS, guarded
+from rmd_dist.config.text import MAX_CHARACTERS, parse_yaml
 from rmd_dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=AnyConfig | EvaluateConfig)
@@ -97,12 +97,12 @@ def _folded(flags: Sequence[tuple[str, str]], base: dict[str, Any], cls: type) -
                 before = values.get(field, base.get(field))
                 values[field] = (before if isinstance(before, dict) else {}) | {key.rsplit(".", 1)[1]: text}
             else:
-                values |= _dotted({key: _loader()(text)}, cls, "")
+                values |= _dotted({key: parse_yaml(text)}, cls, "")
         elif get_origin(kinds[key]) is tuple and not text.startswith("["):
             before = values.get(key)
             values[key] = [*(before if isinstance(before, list) else []), *text.split(",")]
         else:
-            values[key] = text
+            values[key] = _worded(key, text, cls, "")
     return values
 
 
@@ -118,7 +118,7 @@ def _read(name: str, cls: type) -> dict[str, Any]:
     if status.st_size > MAX_CHARACTERS:
         raise ConfigError(f"{name} has {status.st_size} bytes, a configuration at most {MAX_CHARACTERS}")
     try:
-        values = _loader()(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except Exception as error:  # YAML passes on whatever hostile text makes its parts raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name} cannot be read as a configuration: {reason}") from error
@@ -142,7 +142,7 @@ def _dotted(values: dict[Any, Any], cls: type, where: str) -> dict[str, Any]:
             elif head in groups or (get_origin(hints[head]) is dict and not isinstance(value, dict)):
                 raise ConfigError(f"{where}{key} = {value!r} must be a group of keys, such as {key}: {{...}}")
             else:
-                found[key] = value
+                found[key] = _worded(key, value, cls, where)
         return found
 
     return leaves(values, cls, "")
@@ -157,7 +157,7 @@ def _typed(cls: type[Any], values: dict[str, Any], where: str) -> Any:
         for group in groups:
             inner = inner.setdefault(group, {})
         inner[name] = value
-    _loader()
+    _use_our_yaml()
     parser = _kept_parser(cls)  # type: ignore[arg-type]  # mypy takes classes of dataclasses for unhashable
     try:
         namespace = parser.parse_object(nested)
@@ -172,6 +172,23 @@ def _typed(cls: type[Any], values: dict[str, Any], where: str) -> Any:
             raise ConfigError(f"{where}cannot be read as a configuration: {reason}") from error
         raise _not_valid(bad[1], values[bad[1]], cls, where) from error
     return cls(**{f.name: getattr(parsed, f.name) for f in fields(cls)})
+
+
+_SWITCHED = {"yes": True, "on": True, "no": False, "off": False}
+
+
+def _worded(key: str, value: Any, cls: type, where: str) -> Any:
+    """`value`; of a switch `yes` as true, of a name 7 as text.
+
+    Raises ConfigError for text that may have lost its form, such as 1.50, of which 1.5 is known.
+    """
+    kind = _types(cls).get(key)
+    if kind is bool and isinstance(value, str):
+        return _SWITCHED.get(value.lower(), value)
+    if kind in (str, str | None) and isinstance(value, bool | float):
+        name = key.split(".")[-1]
+        raise ConfigError(f"{where}{key} = {value!r} is not text; write it in quotes, as {name}: '...'")
+    return str(value) if kind in (str, str | None) and isinstance(value, int) else value
 
 
 @functools.cache
@@ -199,14 +216,12 @@ def _parser(cls: type[Any]) -> Any:
 
 
 @functools.cache
-def _loader() -> Any:
-    """jsonargparse's YAML loader behind the guard; it reads values that are text through the same."""
+def _use_our_yaml() -> None:
+    """Have jsonargparse read values that are text as files are read."""
     import yaml
-    from jsonargparse import get_loader, set_loader
+    from jsonargparse import set_loader
 
-    load = guarded(get_loader("yaml"))
-    set_loader("yaml", load, (yaml.YAMLError,))
-    return load
+    set_loader("yaml", parse_yaml, (yaml.YAMLError,))
 
 
 @functools.cache

@@ -27,6 +27,8 @@ class Facts:
     """Free, but it decides what a table shows of a run."""
     study: str | None = None
     """Key of a study that sets it, so that settings of runs in the study may not."""
+    path: bool = False
+    """A path: `~` and variables are put in."""
     in_names: bool = False
     """Text that default names of run folders are made from."""
     added_later: bool = False

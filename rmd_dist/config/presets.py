@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from rmd_dist.errors import ConfigError
+from rmd_dist.files import expanded
 
 FOLDER = Path(__file__).parents[1] / "presets"
 """Where they are: in a checkout a link to `configs/`, in an installed package a folder of its own."""
@@ -21,7 +22,7 @@ def find(name: str) -> Path:
 
     Raises ConfigError, one line with presets of similar names, where there is neither.
     """
-    path, known = Path(name), names()
+    path, known = Path(expanded(name)), names()
     preset = name.removesuffix(".yaml")
     if _exists(path) and not (path.is_dir() and preset in known):
         return path

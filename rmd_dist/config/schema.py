@@ -19,10 +19,10 @@ from rmd_dist.config.fields import setting
 class SourceConfig:
     """Where samples are read from."""
 
-    root: str = setting("data", short="data_root", free=True)
+    root: str = setting("data", short="data_root", free=True, path=True)
     """Folder of betons and archives."""
 
-    source: str | None = setting(None, free=True)
+    source: str | None = setting(None, free=True, path=True)
     """Official python archive (tar.gz) or its unpacked folder; unset: look in `root`, then download."""
 
     loader: Literal["ffcv", "memory"] = setting("ffcv", free=True)
@@ -244,7 +244,7 @@ class CheckpointConfig:
 class RunConfig:
     """One run: its folder, its seed, its end."""
 
-    root: str = setting("runs", short="runs", free=True, study="--out")
+    root: str = setting("runs", short="runs", free=True, path=True, study="--out")
     """Runs are written to ROOT/STAGE/NAME."""
 
     name: str | None = setting(None, short="name", free=True, study="--out", in_names=True)
@@ -256,7 +256,7 @@ class RunConfig:
     max_steps: int | None = setting(None, low=1, free=True, reported=True)
     """Stop after so many optimizer steps; the schedule stays that of all epochs."""
 
-    resume: str = setting("auto", free=True)
+    resume: str = setting("auto", free=True, path=True)
     """auto: continue from the newest checkpoint; never: refuse to touch an existing run; or a PATH."""
 
     resume_allow: tuple[str, ...] = setting((), free=True)
@@ -315,7 +315,7 @@ class DistillConfig:
     K: float = setting(1.0, low=0)
     """Weight of the relation graph: L = L_task + K L_graph. 0: no teacher."""
 
-    teacher: str | None = None
+    teacher: str | None = setting(None, path=True)
     """Run folder or encoder file of a pretraining run, or `random`; unset: the newest that fits."""
 
     student_init: Literal["random", "teacher"] = "random"
@@ -339,7 +339,7 @@ class DistillConfig:
 class EvaluateConfig(SourceConfig, MeasureConfig):
     """Figures of a model on disk: accuracy of a classifier, kNN and linear probe of an encoder."""
 
-    checkpoint: str = ""
+    checkpoint: str = setting("", path=True)
     """Run folder, exported model.safetensors, or a file of a run's checkpoints/ folder."""
 
     dataset: str | None = None
@@ -357,7 +357,7 @@ class EvaluateConfig(SourceConfig, MeasureConfig):
     cpu: bool = False
     """Use the CPU even where there is a GPU."""
 
-    out: str | None = None
+    out: str | None = setting(None, path=True)
     """Also write the figures to this JSON file."""
 
 

@@ -65,8 +65,16 @@ def subset(count: int, size: int | None) -> Indices:
 
 
 def hold_out(indices: Indices, share: float) -> tuple[Indices, Indices]:
-    """Split `indices` into (training, validation), the latter round(share * n) of them."""
+    """Split `indices` into (training, validation), the latter round(share * n) of them.
+
+    Raises ConfigError where a share is asked for that leaves one of the two empty.
+    """
     size = round(share * len(indices))
+    if share and not 0 < size < len(indices):
+        raise ConfigError(
+            f"validation = {share:g} of {len(indices)} samples holds out {size}; choose a share that leaves "
+            "some on both sides"
+        )
     shuffled = indices[permutation(len(indices), 0, _HOLD_OUT)]
     return np.sort(shuffled[size:]), np.sort(shuffled[:size])
 

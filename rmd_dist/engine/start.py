@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 
 from rmd_dist import parallel
 from rmd_dist.config import AnyConfig, DistillConfig
+from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.prepare import prepare
 from rmd_dist.engine.checkpoint import newest
 from rmd_dist.engine.preemption import Preemption, while_ranks_meet
@@ -22,7 +23,7 @@ from rmd_dist.parallel.processes import as_fault, from_main, stop_with_launcher
 from rmd_dist.runs.console import preparation_progress
 from rmd_dist.runs.folder import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import build_parts
-from rmd_dist.tasks.parts import TeacherSource
+from rmd_dist.tasks.parts import Parts, TeacherSource
 
 
 def train(config: AnyConfig) -> dict[str, Any]:
@@ -121,6 +122,7 @@ def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, preem
     if isinstance(config, DistillConfig):
         teacher = from_main(lambda: _choose_teacher(config, folder))
     parts = build_parts(config, compute_of(config, accelerator), teacher)
+    _try_out(config, parts)
     # What a run began with is part of it: the samples, their labels, the teacher, how torch computes.
     about = parts.about | numerics_of(config, accelerator)
     now = {key: about[key] for key in RECORDED if key in about}
@@ -128,14 +130,30 @@ def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, preem
     return Trainer(config, accelerator, folder, parts, preemption)
 
 
+def _try_out(config: AnyConfig, parts: Parts) -> None:
+    """ConfigError where the model cannot be trained on such images, which many find out in a forward pass."""
+    size = dataset_info(config.data.dataset).image_size
+    try:
+        parts.task.try_out(size)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        wanted = " x ".join(str(side) for side in parts.task.preprocess.size)
+        raise ConfigError(
+            f"model.name = {config.model.name!r} cannot be trained on images of {size} pixels, of which it "
+            f"gets {wanted}: {reason}; choose another --model"
+        ) from error
+
+
 def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
     """What the user named, else what this run began with, else the newest finished pretraining that fits."""
+    if config.teacher not in (None, "random") and not Path(config.teacher or "").exists():
+        raise ConfigError(f"teacher = {config.teacher} does not exist; give a run folder or an encoder file")
     if config.K == 0 and config.student_init == "random":
         return None
     if config.teacher is not None:
         return "random" if config.teacher == "random" else Path(config.teacher)
-    if begun := folder.manifest().get("teacher"):
-        return Path(begun)
+    if begun := folder.teacher():
+        return begun
     found = newest_finished(Path(config.run.root), config.data.dataset, config.model.name)
     if found is None:
         raise ConfigError(

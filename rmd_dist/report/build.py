@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -105,6 +106,6 @@ def _commands(study: Study, configs: str | None) -> list[str]:
             )
         files = {name: found[name] for name in files}
     return [
-        f"python launch/study.py {' '.join(files.values())} --out {folder}",
-        f"python launch/report.py {folder}",
+        shlex.join(["python", "launch/study.py", *files.values(), "--out", str(folder)]),
+        shlex.join(["python", "launch/report.py", str(folder)]),
     ]

@@ -7,17 +7,19 @@ import errno
 import fcntl
 import importlib.metadata
 import json
-import time
+import math
+import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from rmd_dist import __version__
 from rmd_dist.config import AnyConfig, DistillConfig
 from rmd_dist.config.convert import flatten, later_defaults, save_yaml
 from rmd_dist.config.fields import Facts, facts_of
 from rmd_dist.errors import ConfigError, writing
-from rmd_dist.files import atomic_path, read_json, remove_debris, write_json
+from rmd_dist.files import atomic_path, expanded, read_json, remove_debris, sha256, write_json
 
 RECORDED = ("precision", "compile", "deterministic", "data_sha256", "labels_sha256", "teacher_sha256")
 """What else a run began with; `refuse_other` compares it."""
@@ -128,6 +130,8 @@ class RunFolder:
         What --resume-allow let pass is kept on record, and why the job before failed, if it did.
         """
         before = self.manifest()
+        if (teacher := values.get("teacher")) not in (None, "random"):
+            values["teacher_from_run"] = os.path.relpath(teacher, self.path)
         allowed, failures = ([*before.get(key, [])] for key in ("allowed", "failures"))
         if self._allowed:
             allowed.append({"step": step, "time": _now(), "changes": self._allowed})
@@ -149,6 +153,28 @@ class RunFolder:
         """Whether this job has the folder and the manifest is there."""
         return self._lock is not None and (self.path / "manifest.json").exists()
 
+    def teacher(self) -> Path | Literal["random"] | None:
+        """The teacher that the run began with, where it lies now: it may have moved along with the run.
+
+        None: the run has not begun, or has none. Raises ConfigError if it cannot be found.
+        """
+        manifest = self.manifest()
+        begun = manifest.get("teacher")
+        if begun is None or begun == "random":
+            return begun
+        from_run, root = manifest.get("teacher_from_run"), self.path.parent.parent
+        places = [Path(expanded(begun))]
+        places += [Path(os.path.normpath(self.path / expanded(from_run)))] if from_run else []
+        places += [root.joinpath(*Path(begun).parts[-3:])]  # of runs that did not record the second
+        present = [place for place in places if place.is_file()]
+        if not present:
+            raise ConfigError(
+                f"{self.path} began with the teacher {begun}, which is not there; give --teacher PATH to "
+                "where it is now: its SHA-256 must be the same, its place need not"
+            )
+        same = [place for place in present if sha256(place) == manifest.get("teacher_sha256")]
+        return (same or present)[0]
+
     def refuse_other(self, **now: Any) -> None:
         """ConfigError if the run began with other values of `now` than these (those it has recorded)."""
         began = self.manifest()
@@ -157,6 +183,8 @@ class RunFolder:
     def _refuse_differences(self, saved: dict[str, Any]) -> None:
         now = json.loads(json.dumps(flatten(self.config)))
         saved = later_defaults(type(self.config)) | saved
+        for values in (saved, now):  # teacher_sha256 decides, wherever the file lies
+            values |= {} if values.get("teacher") in (None, "random") else {"teacher": None}
         keys = [key for key in sorted(saved.keys() | now.keys()) if not self._free(key)]
         unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
         if unknown:
@@ -195,7 +223,7 @@ def _within(key: str, given: str) -> bool:
 _MANIFEST_TYPES: dict[str, type] = {
     **dict.fromkeys(("config", "results"), dict),
     **dict.fromkeys(("allowed", "failures"), list),
-    **dict.fromkeys(("stage", "dataset", "model", "status", "teacher"), str),
+    **dict.fromkeys(("stage", "dataset", "model", "status", "teacher", "teacher_from_run"), str),
 }
 """Of what others read in a manifest; a key may be absent."""
 
@@ -251,13 +279,21 @@ def newest_finished(root: Path, dataset: str, model: str) -> Path | None:
         wanted = {"status": "finished", "dataset": dataset, "model": model}
         if all(manifest.get(key) == value for key, value in wanted.items()):
             # A run of all its epochs goes before one that --max-steps cut short.
-            rank = (bool(manifest.get("complete")), str(manifest.get("finished")))
+            rank = (bool(manifest.get("complete")), instant(manifest.get("finished")))
             found.append((rank, manifest_path.parent))
     return max(found)[1] if found else None
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def instant(text: Any) -> float:
+    """Seconds since the epoch of a time in a manifest, whatever its zone; of what is none, before all."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return -math.inf
 
 
 def _versions() -> dict[str, str]:

@@ -41,7 +41,8 @@ def study(args: argparse.Namespace) -> int:
     cells, tables = plan(specs)
     folder = args.out or Path("studies") / specs[0].name
     topologies = _topologies(args)
-    data = Data(args.data_root, args.source, args.loader, args.cpu)
+    root, source = (path and str(path) for path in (args.data_root, args.source))
+    data = Data(root, source, args.loader, args.cpu)
     if args.dry_run:
         return _dry_run(args, study_of(folder, cells, tables), topologies[0], data)
     try:

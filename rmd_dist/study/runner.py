@@ -184,5 +184,4 @@ def complete(study: Path, cell: Cell, topology: Topology, data: Data) -> AnyConf
             config.teacher = str(teacher_folder(study, str(config.teacher)) / WEIGHTS)
         elif cell.needs:
             config.teacher = str(study / "runs" / "pretrain" / cell.needs / WEIGHTS)
-        config.run.resume_allow = ("teacher",)  # a study may move; the run compares the SHA-256 anyway
     return config

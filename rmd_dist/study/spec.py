@@ -21,6 +21,7 @@ from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.noise import PROTOCOLS
 from rmd_dist.data.sources import SOURCES
 from rmd_dist.errors import ConfigError
+from rmd_dist.files import expanded
 from rmd_dist.losses import LOSSES
 
 MAX_PARENTS = 8  # of a chain of `extends`
@@ -147,12 +148,12 @@ def _read(path: Path, parents: int) -> dict[str, Any]:
     parent = values.pop("extends", None)
     teachers = values.get("teachers")
     if isinstance(teachers, dict):  # what is not is told of by name below
-        values["teachers"] = {name: str(path.parent / str(file)) for name, file in teachers.items()}
+        values["teachers"] = {n: str(path.parent / expanded(str(file))) for n, file in teachers.items()}
     if parent is not None and parents == 0:
         raise ConfigError(f"{path}: extends = {parent} goes round in a circle, or is too long a chain")
     merged: dict[str, Any] = {}
     for name in parent if isinstance(parent, list) else [parent] if parent is not None else []:
-        merged = merge(merged, _read(path.parent / str(name), parents - 1))
+        merged = merge(merged, _read(path.parent / expanded(str(name)), parents - 1))
     return merge(merged, values)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from rmd_dist.data.loader import Batch
+from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.evaluation.predict import BetweenBatches
 
 
@@ -48,6 +51,23 @@ class Task(ABC):
     """Name of the submodule that is of use to others: what is measured and exported."""
     headline: str
     """Tag of the accuracy that the closing table shows."""
+    preprocess: Preprocess
+    """From pixels to what `module` takes."""
+    views: int
+    """Arguments of `module`: images of a batch, in different views."""
+
+    def try_out(self, size: int) -> None:
+        """Raise what `module` raises on two images of S = `size` pixels, forwards or backwards.
+
+        Of a copy, with random numbers put back: nothing remains.
+        """
+        with torch.random.fork_rng(devices=[]):
+            module = copy.deepcopy(self.module).train()
+            pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+            outputs: list[Any] = [*module(*[self.preprocess(pixels)] * self.views)]
+            flat = [t for output in outputs for t in (output if isinstance(output, tuple) else (output,))]
+            loss: Tensor = sum((t.float().mean() for t in flat), torch.zeros(()))
+            torch.autograd.backward(loss)
 
     @abstractmethod
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:

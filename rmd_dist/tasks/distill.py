@@ -37,6 +37,7 @@ class DistillTask(Task):
     """
 
     network = "model"
+    views = 1
     headline = "test/accuracy"
 
     def __init__(
@@ -82,6 +83,14 @@ class DistillTask(Task):
         if logging:
             values["gradient_ratio"] = self._gradient_ratio(task_loss, graph.loss, logits, features)
         return StepOutput(loss, {name: value.detach() for name, value in values.items()})
+
+    def try_out(self, size: int) -> None:
+        super().try_out(size)
+        if self.teacher is not None:
+            compute = self.compute
+            pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=compute.device)
+            with torch.no_grad(), compute.autocasting():
+                self.teacher(self.teacher_preprocess(pixels, compute.channels_last, compute.dtype))
 
     def _gradient_ratio(self, task: Tensor, graph: Tensor, logits: Tensor, features: Tensor) -> Tensor:
         """||K dL_graph/df|| / ||dL_task/df|| at the features f of the global batch; K is chosen by it."""

@@ -29,6 +29,7 @@ class PretrainTask(Task):
     """SimSiam pretraining; its encoder is what the distillation uses as its teacher."""
 
     network = "encoder"
+    views = 2
     headline = "eval/knn_accuracy"
 
     def __init__(

@@ -42,6 +42,13 @@ def test_a_hold_out_parts_the_samples(share):
         np.testing.assert_array_equal(again, first)
 
 
+@pytest.mark.parametrize(("samples", "share", "held"), [(9, 0.05, 0), (1, 0.9, 1), (10, 0.04, 0)])
+def test_a_hold_out_of_nothing_or_of_all_is_refused(samples, share, held):
+    with pytest.raises(ConfigError, match=f"of {samples} samples holds out {held}; choose"):
+        hold_out(np.arange(samples), share)
+    assert len(hold_out(np.arange(samples), 0.0)[1]) == 0
+
+
 def test_a_hold_out_is_spread_over_the_samples():
     _, validation = hold_out(np.arange(1000), 0.2)
     assert 400 < validation.mean() < 600 and validation.min() < 50 and validation.max() > 950

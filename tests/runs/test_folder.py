@@ -12,7 +12,7 @@ import pytest
 from rmd_dist.config import DistillConfig, PretrainConfig
 from rmd_dist.config.cli import parse
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import write_json
+from rmd_dist.files import sha256, write_json
 from rmd_dist.runs.folder import RunFolder, default_name, newest_finished, read_manifest
 
 
@@ -173,6 +173,63 @@ def test_the_newest_finished_pretraining_that_fits_is_found(tmp_path):
         folder = pretrained(tmp_path, name, day)
         newest = folder if day > 1 else newest
         assert newest_finished(tmp_path, "digits", "m") == newest
+
+
+def test_the_newest_is_newest_wherever_clocks_are_set(tmp_path):
+    """Instants, not texts: 10:30 in New York is after 15:00 in Berlin, and after 16:00 of the older form."""
+    pretrained(tmp_path, "berlin", 1, finished="2026-03-29T15:00:00.000+02:00")
+    pretrained(tmp_path, "older-form", 1, finished="2026-03-29T16:00:00+0200")
+    newest = pretrained(tmp_path, "new-york", 1, finished="2026-03-29T10:30:00.000-04:00")
+    pretrained(tmp_path, "no-time", 1, finished="yesterday")
+    assert newest_finished(tmp_path, "digits", "m") == newest
+
+
+def taught(root: Path, teacher: Path, content: str = "weights") -> RunFolder:
+    """A run that has begun with a teacher."""
+    teacher.parent.mkdir(parents=True, exist_ok=True)
+    teacher.write_text(content)
+    folder = distill(root)
+    folder.open()
+    folder.begin(0, teacher=str(teacher), teacher_sha256=sha256(teacher))
+    folder.close()
+    return folder
+
+
+def test_a_teacher_is_found_where_it_has_moved_along(tmp_path):
+    """In the same runs/ or beside them; by its content where another file lies in its old place."""
+    for number, place in enumerate(("runs/pretrain/p", "encoders")):
+        before, after = tmp_path / f"before{number}", tmp_path / f"after{number}"
+        taught(before / "runs", before / place / "model.safetensors")
+        before.rename(after)
+        assert distill(after / "runs").teacher() == after / place / "model.safetensors"
+        (before / place).mkdir(parents=True)
+        (before / place / "model.safetensors").write_text("another's")
+        assert distill(after / "runs").teacher() == after / place / "model.safetensors"
+
+
+def test_a_teacher_of_a_run_that_recorded_only_its_path_is_found(tmp_path):
+    folder = taught(tmp_path / "a", tmp_path / "a" / "pretrain" / "p" / "model.safetensors")
+    manifest = read_manifest(folder.path)
+    del manifest["teacher_from_run"]
+    write_json(folder.path / "manifest.json", manifest)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert distill(tmp_path / "b").teacher() == tmp_path / "b" / "pretrain" / "p" / "model.safetensors"
+
+
+def test_a_teacher_that_has_gone_is_asked_for_and_taken_by_its_content(tmp_path):
+    teacher = tmp_path / "elsewhere" / "model.safetensors"
+    taught(tmp_path / "runs", teacher)
+    moved = teacher.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(ConfigError, match=r"is not there; give --teacher PATH .*SHA-256"):
+        distill(tmp_path / "runs").teacher()
+    folder = distill(tmp_path / "runs", "--teacher", str(moved))
+    folder.open()
+    folder.refuse_other(teacher_sha256=sha256(moved))
+    with pytest.raises(ConfigError, match="teacher_sha256"):
+        folder.refuse_other(teacher_sha256="another's")
+    folder.close()
+    with pytest.raises(ConfigError, match="teacher: None -> random"):
+        distill(tmp_path / "runs", "--teacher", "random").open()
 
 
 def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, capsys):

@@ -205,7 +205,7 @@ def test_a_cell_is_told_where_its_run_its_data_and_its_teacher_are(tmp_path):
     config = complete(tmp_path / "s", cell, Topology(threads=3), Data(root="d", loader="memory", cpu=True))
     assert (config.run.root, config.run.name) == (str(tmp_path / "s/runs"), cell.key)
     assert config.teacher == str(tmp_path / "s/runs/pretrain" / grid[0].key / "model.safetensors")
-    assert config.run.resume_allow == ("teacher",)
+    assert config.run.resume_allow == ()
     assert (config.data.root, config.data.loader, config.run.cpu, config.run.threads) == (
         "d",
         "memory",
