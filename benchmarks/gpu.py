@@ -38,8 +38,8 @@ TESTS = {
 }
 """Groups that run beside each other -> pytest's arguments below tests/gpu."""
 
-COMPILED = {"cpu": ["no"], "cuda": ["no", "bf16", "fp16"]}
-"""Precisions whose compiled runs are groups of their own, two on CUDA: what is compiled takes long."""
+COMPILED = {"cpu": [], "cuda": ["no", "bf16", "fp16"]}
+"""Precisions whose compiled runs are groups of their own, one a stage: what is compiled takes long."""
 
 
 def environment(session: Session) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def tests(session: Session) -> dict[str, Any]:
     """tests/gpu in groups beside each other; meanwhile what later parts time is compiled."""
     groups = {name: TESTS[name] for name in ("losses", "no waiting")} if session.small else dict(TESTS)
     for precision in COMPILED[session.device]:
-        for stage in ("pretrain",) if session.small else ("pretrain", "distill"):
+        for stage in ("pretrain", "distill"):
             groups[f"compiled {stage}, {precision}"] = ["test_compiled.py", "-k", f"{precision}-{stage}"]
     ends = time.monotonic() + session.left(215)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 import rmd_dist  # noqa: F401  # before any test loads torch: how long OpenMP's threads spin
 from tests.distributed.pool import TIMEOUT, Pool, World
 from tests.faults.nursery import Nursery
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it to what it starts with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and so do the processes of tests hear it
 
 QUICK = 20.0
 """Seconds of CPU time, of its processes too, that a test may take which is not marked `slow`."""
