@@ -155,7 +155,8 @@ _PLAIN = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.storage UntypedStorage"
     r"|torch(\.cuda)? (\w+Storage|Size|device|b?float\d+|u?int\d+|bool)"
 )
-MAX_TUPLES = 20_000  # of a pickle: four for a tensor; as a key, a chain of 50 000 overflows the stack
+MAX_OPERATIONS = 1_000_000  # of a pickle: thirty for a tensor
+MAX_TUPLES = 20_000  # four for a tensor; as a key, a chain of 50 000 overflows the stack
 MAX_FETCHES = 20  # of tuples that are there already: forty of them can take 2^40 steps to hash
 MAX_ENTRIES = 100_000  # of all dicts
 MAX_DEPTH = 8
@@ -165,8 +166,10 @@ def _check_pickle(payload: bytes) -> None:
     """ValueError for what torch's unpickler admits and plain tensors never need, or what would break it."""
     tuples, fetches, previous = 0, 0, ""
     held: set[object] = set()
-    for opcode, argument, _ in pickletools.genops(payload):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
         name = opcode.name
+        if number > MAX_OPERATIONS:
+            raise _Other(f"it has more than {MAX_OPERATIONS} operations")
         if name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _PLAIN.fullmatch(str(argument)):
             raise _Other(f"it asks for {argument or 'a name'!s:.100}, which is no tensor")
         tuples += "TUPLE" in name
