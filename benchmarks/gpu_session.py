@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from rmd_dist.files import to_json
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 CORES = len(os.sched_getaffinity(0))
@@ -44,7 +46,7 @@ class Session:
     def write(self) -> None:
         """The results so far, whole or not at all."""
         temporary = self.out / ".gpu.json.tmp"
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        temporary.write_text(to_json(self.results, indent=1) + "\n")
         temporary.replace(self.out / "gpu.json")
 
     def start(self, log: str, *command: str, threads: int = 0, piped: bool = False) -> subprocess.Popen[str]:

@@ -38,6 +38,7 @@ import torch.multiprocessing as mp
 from on_device import peak_mib, seconds
 from torch import Tensor
 
+from rmd_dist.files import to_json
 from rmd_dist.losses import RelationLoss
 from rmd_dist.losses.relation_forms import BLOCK_NUMEL, cheaper
 from rmd_dist.parallel import collectives as dist
@@ -314,7 +315,7 @@ def main() -> None:
                 lines = table(results[-1:], args.width).splitlines()
                 print("\n".join(lines[len(results) > 1 :]), flush=True)  # as they come; the heading once
                 if args.out:
-                    args.out.write_text(json.dumps(results, indent=2) + "\n")
+                    args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from rmd_dist.data.loader import build_loader
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import probe
+from rmd_dist.files import to_json
 from rmd_dist.losses import RelationLoss
 from rmd_dist.models.export import load
 from rmd_dist.parallel.processes import workers_per_rank
@@ -93,7 +93,7 @@ def main() -> None:
         line += f"{ratios['referred']:9.4f}{row['raw']:12.3f}{ratios['raw']:9.2f}"
         print(line, flush=True)
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

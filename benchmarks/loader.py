@@ -36,6 +36,7 @@ from rmd_dist.config import CropFlipConfig, ViewConfig
 from rmd_dist.data.dataset import Dataset, Samples, dataset_info
 from rmd_dist.data.loader import build_loader
 from rmd_dist.data.sources.beton import beton_path, write_beton
+from rmd_dist.files import to_json
 
 WORK = ("write", "plain", "crop-flip", "two-views")
 SIDES = ("rmd_dist", "torchvision")
@@ -258,7 +259,7 @@ def main() -> None:
     print_table(results)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+        args.out.write_text(to_json({"about": about, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ block that saves begins with the save, and ends when its file is on the disk. Th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from step import build_trainer
 from rmd_dist.data.loader import Batch
 from rmd_dist.engine.saver import Saver
 from rmd_dist.engine.trainer import Trainer
+from rmd_dist.files import to_json
 
 KINDS = ("none", "beside", "waited for")
 
@@ -144,7 +144,7 @@ def main() -> None:
             f"{1000 * found[f'{kind}: held_seconds']:14.1f}{1000 * found[f'{kind}: written_seconds']:20.0f}"
         )
     if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+        args.out.write_text(to_json(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rmd_dist.files import to_json
+
 ROOT = Path(__file__).parents[1]
 STAGES = {"pretrain": [], "distill": ["--teacher", "random", "--loss", "gce", "--K", "0.001"]}
 FIRST = 6
@@ -86,7 +88,7 @@ def main() -> None:
         line = f"{stage:10}" + "".join(f"{value:9.1f}" for value in medians.values())
         print(line + "".join(f"{ratio:8.2f}x" for ratio in ratios.values()), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

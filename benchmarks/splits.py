@@ -27,6 +27,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rmd_dist.files import to_json
 from rmd_dist.models.weights import read_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def main() -> None:
                 results.append({"stage": stage, "against_one_rank": name} | figures)
                 print(f"{stage:10}{name:22}" + "".join(f"{v:10.1e}" for v in figures.values()), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from rmd_dist.config import DistillConfig, PretrainConfig
 from rmd_dist.config.cli import parse
 from rmd_dist.engine.start import opened_trainer
 from rmd_dist.engine.trainer import Trainer
+from rmd_dist.files import to_json
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create
 
@@ -248,7 +248,7 @@ def main() -> None:
                 results["rows"].append(row)
                 print(line(row), flush=True)
                 if args.out:
-                    args.out.write_text(json.dumps(results, indent=2) + "\n")
+                    args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 def line(row: dict[str, Any]) -> str:

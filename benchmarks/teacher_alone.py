@@ -10,7 +10,6 @@ standard deviation over seeds in %. Where students stay below it, they passed on
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rmd_dist.config.cli import parse
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.evaluation.measures import knn_accuracy, linear_probe
 from rmd_dist.evaluation.predict import predict
+from rmd_dist.files import to_json
 from rmd_dist.models.export import load
 from rmd_dist.models.student import Encoder
 from rmd_dist.runs.console import print_table
@@ -62,7 +62,7 @@ def main() -> None:
     ]
     print_table(f"the teacher alone, {args.table}", ["noise", "logistic regression", "kNN (k 200)"], rows)
     if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+        args.out.write_text(to_json(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

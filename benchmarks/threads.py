@@ -8,7 +8,6 @@ On CUDA batches go to the device, from pinned memory.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from on_device import seconds, title
 from rmd_dist.config import CropFlipConfig, ViewConfig
 from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.loader import build_loader
+from rmd_dist.files import to_json
 
 WORK = {"two-views": ViewConfig(), "crop-flip": CropFlipConfig()}
 INFO = dataset_info("cifar10")
@@ -63,7 +63,7 @@ def main() -> None:
             results["rows"].append({"work": work, "threads": threads, "images_per_second": rate})
             print(f"{work:12}{threads:8}{rate:12,.0f}", flush=True)
             if args.out:
-                args.out.write_text(json.dumps(results, indent=2) + "\n")
+                args.out.write_text(to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,48 @@ def remove_debris(folder: Path, name: str = "*") -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, which knows no nan and no infinity: they become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_output(path: Path) -> None:
+    """ConfigError unless a file can be written at `path`: asked before the work, not found out after it.
+
+    The folder of `path` is made.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigError(f"{path} is {what}; give the name of a file to write")
+        check_output_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def check_output_folder(folder: Path) -> None:
+    """Make `folder`. Raises ConfigError unless files can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write to {path} ({error.strerror}); make it writable, or give another path")
 
 
 def regular_size(path: Path) -> int:
@@ -90,6 +133,32 @@ def read_bytes(path: Path, most: int) -> bytes:
     if size > most:
         raise OSError(errno.EFBIG, f"it has {size} bytes, at most {most} are sensible", str(path))
     return path.read_bytes()
+
+
+_KINDS = (
+    (b"<!doctype", "an HTML page", "get the file itself, by its download link"),
+    (b"<html", "an HTML page", "get the file itself, by its download link"),
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch what it stands for by git lfs pull"),
+    (b"\x93numpy", "a NumPy array", "give the file that it was made from"),
+    (b"\x89hdf", "an HDF5 file", "convert it"),
+    (b"pk\x03\x04", "a zip archive", "unpack it"),
+    (b"pk\x05\x06", "an empty zip archive", "get it afresh"),
+    (b"\x1f\x8b", "packed by gzip", "unpack it"),
+    (b"bzh", "packed by bzip2", "unpack it"),
+    (b"\xfd7zxz\0", "packed by xz", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
+    (b"rar!", "a rar archive", "unpack it"),
+    *((bytes([0x80, n]), "a Python pickle", "convert it") for n in range(1, 6)),
+)
+
+
+def kind_of(head: bytes) -> tuple[str, str] | None:
+    """What a file is by its first bytes, and what to do if something else was wanted; None: not known."""
+    if not head:
+        return "empty", "get it afresh"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:32].lower()
+    return next(((what, remedy) for magic, what, remedy in _KINDS if start.startswith(magic)), None)
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:

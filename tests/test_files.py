@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import atomic_path, expanded, read_json, remove_debris, sha256, write_json
+from rmd_dist.files import (
+    atomic_path,
+    check_output,
+    expanded,
+    read_json,
+    remove_debris,
+    sha256,
+    write_json,
+)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -71,6 +81,57 @@ def test_json_that_is_not_there(tmp_path):
         read_json(tmp_path / "a.json", missing_ok=True)
 
 
+def test_json_has_no_nan(tmp_path):
+    value = {"a": [float("nan"), 1.5, (float("inf"), np.float64("-inf"))], "b": {"c": 2, "d": None, "e": "x"}}
+    write_json(tmp_path / "a.json", value)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert found == {"a": [None, 1.5, [None, None]], "b": {"c": 2, "d": None, "e": "x"}}
+
+
+def test_nobody_else_writes_json():
+    """All that goes to a file passes through `to_json`; what stays is no file, or has no floats."""
+    root = Path(__file__).parents[1]
+    allowed = {
+        "files.py",
+        "weights.py",
+        "monitor.py",
+        "folder.py",
+        "cells.py",
+        "graph.py",
+        "loader.py",
+        "gpu.py",
+    }
+    found = [
+        path.name
+        for folder in ("rmd_dist", "launch", "benchmarks")
+        for path in (root / folder).rglob("*.py")
+        if re.search(r"json\.dumps?\(", path.read_text())
+    ]
+    assert set(found) <= allowed
+
+
+def test_an_output_that_cannot_be_written_is_told(tmp_path):
+    check_output(tmp_path / "new" / "folder" / "a.json")
+    assert listing(tmp_path / "new" / "folder") == {}
+    (tmp_path / "file").write_text("old")
+    check_output(tmp_path / "file")
+    os.mkfifo(tmp_path / "fifo")
+    for path, said in {
+        tmp_path / "new": "is a folder; give the name of a file",
+        tmp_path / "fifo": "is no regular file",
+        tmp_path / "file" / "a.json": "cannot write to",
+        Path("/proc/a.json"): "cannot write to",
+    }.items():
+        with pytest.raises(ConfigError, match=said) as caught:
+            check_output(path)
+        assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "old"
+
+
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -83,7 +144,7 @@ def test_nothing_here_can_run_code():
     running them, but for those whose checksum is a published one.
     """
     package = Path(__file__).parents[1] / "rmd_dist"
-    pattern = r"torch\.load\((?!.*weights_only=True)|^\s*(import|from) (pickle|dill|joblib)|np\.load\("
+    pattern = r"torch\.load\((?!.*weights_only=True)|^\s*(import|from) (pickle|dill|joblib)\b|np\.load\("
     found = [
         f"{path.name}: {line.strip()}"
         for path in sorted(package.rglob("*.py"))

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmd_dist.errors import ConfigError
+from rmd_dist.errors import ConfigError, writing
+from rmd_dist.files import check_output
 
 COLUMNS = {"last": "last", "selected": "selected (noisy val.)", "best_on_test": "best on test (oracle)"}
 
@@ -23,10 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rmd_dist.runs.console import print_table
     from rmd_dist.runs.curves import plot_runs
 
+    if args.plot:
+        check_output(args.plot)
     table = rows(args.runs)
     print_table("results", ["run", "status", "measure", *COLUMNS.values()], table)
     if args.plot:
-        plot_runs(args.runs, [folder.name for folder in args.runs], args.plot)
+        with writing(args.plot):
+            plot_runs(args.runs, [folder.name for folder in args.runs], args.plot)
 
 
 def rows(runs: Sequence[Path]) -> list[list[str]]:

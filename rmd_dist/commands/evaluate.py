@@ -5,6 +5,7 @@ accelerate launch launch/evaluate.py runs/distill/NAME [--dataset cifar10] [--ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ LARGEST_CONFUSION = 20  # classes; a larger matrix is only written to --out
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(EvaluateConfig, argv, positional="checkpoint")
+    from functools import partial
     from pathlib import Path
 
     from rmd_dist.data.dataset import dataset_info
@@ -25,19 +27,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset_info(config.dataset)  # an unknown name is told before torch is loaded
     from rmd_dist import parallel
     from rmd_dist.engine.start import prepare_data
-    from rmd_dist.evaluation.model import evaluate_model, open_model
-    from rmd_dist.files import write_json
+    from rmd_dist.errors import writing
+    from rmd_dist.evaluation.model import dataset_of, evaluate_model, open_model
+    from rmd_dist.files import check_output, write_json
     from rmd_dist.parallel.accelerator import make_accelerator
+    from rmd_dist.parallel.processes import from_main
 
     accelerator = make_accelerator("no", config.cpu)
+    out = Path(config.out) if config.out else None
+    if out:
+        from_main(partial(check_output, out))
     model = open_model(config)
-    prepare_data(config.dataset or model.dataset, config.root, config.source, config.loader)
+    prepare_data(dataset_of(config, model), config.root, config.source, config.loader)
     figures = evaluate_model(config, model, accelerator.device)
     if parallel.is_main():
         _print(figures.to_json())
-        if config.out:
-            Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-            write_json(Path(config.out), figures.to_json())
+        if out:
+            with writing(out):
+                write_json(out, figures.to_json())
     parallel.shutdown()
 
 
@@ -59,4 +66,4 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return "-" if math.isnan(share) else f"{100 * share:.2f} %"  # a class without samples

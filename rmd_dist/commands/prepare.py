@@ -7,7 +7,6 @@ rmd prepare noise --dataset cifar10 --protocol symmetric --rate 0.4
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from rmd_dist.data.noise import PROTOCOLS
 from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
 from rmd_dist.data.sources import SOURCES
 from rmd_dist.data.sources.beton import beton_path, read_manifest
+from rmd_dist.errors import writing
+from rmd_dist.files import check_output, to_json, write_json
 from rmd_dist.runs.console import preparation_progress, print_table
 
 
@@ -46,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show_noise(args: argparse.Namespace) -> None:
+    if args.manifest:
+        check_output(args.manifest)
     data = open_dataset(args.dataset, "train", root=args.out, source=args.source, loader="memory")
     manifest = make_labels(data, args.protocol, args.rate, args.seed, args.out).manifest
-    print(json.dumps({key: value for key, value in manifest.items() if key != "transitions"}, indent=1))
+    print(to_json({key: value for key, value in manifest.items() if key != "transitions"}, indent=1))
     print_table("labels", *transition_rows(manifest, data.info.classes))
     if args.manifest:
-        args.manifest.parent.mkdir(parents=True, exist_ok=True)
-        args.manifest.write_text(json.dumps(manifest) + "\n")
+        with writing(args.manifest):
+            write_json(args.manifest, manifest)

@@ -18,11 +18,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configs", help="folder of the YAML files that the printed commands name")
     args = parser.parse_args(argv)
 
+    from rmd_dist.files import check_output_folder
     from rmd_dist.report.build import make_report
     from rmd_dist.report.write import write_report
     from rmd_dist.study.folder import read_study
 
-    report = make_report(read_study(args.study), args.configs)
-    for path in write_report(report, args.out or args.study / "report"):
+    study, out = read_study(args.study), args.out or args.study / "report"
+    check_output_folder(out)
+    report = make_report(study, args.configs)
+    for path in write_report(report, out):
         print(path)
     print(report.summary)

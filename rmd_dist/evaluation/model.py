@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from rmd_dist.config import EvaluateConfig
-from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import choose
@@ -47,8 +47,22 @@ def open_model(config: EvaluateConfig) -> LoadedModel:
         raise ConfigError("no checkpoint given; use: rmd evaluate RUN_FOLDER_OR_FILE")
     path = Path(config.checkpoint)
     if not path.exists():
-        raise ConfigError(f"{path} does not exist; give a run folder or a safetensors file")
+        raise ConfigError(f"{path} does not exist; give a run folder, or a safetensors or PyTorch file")
     return load(path, config.model)
+
+
+def dataset_of(config: EvaluateConfig, model: LoadedModel) -> str:
+    """Name of the data set to evaluate on. Raises ConfigError if there is none, or of other classes."""
+    name = config.dataset or model.dataset
+    if name is None:
+        raise ConfigError(f"{model.path} does not say what it was trained on; give --dataset")
+    count = dataset_info(name).num_classes
+    if model.num_classes not in (0, count):
+        raise ConfigError(
+            f"{model.path} has {model.num_classes} classes, {name} has {count}; "
+            "give the --dataset that the model was trained on"
+        )
+    return name
 
 
 def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.device) -> ModelFigures:
@@ -56,9 +70,7 @@ def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.dev
 
     Clean labels throughout. Raises ConfigError if the data set is unknown or does not fit the model.
     """
-    name = config.dataset or model.dataset
-    if name is None:
-        raise ConfigError(f"{model.path} does not say what it was trained on; give --dataset")
+    name = dataset_of(config, model)
     source = Path(config.source) if config.source else None
     train, test = (
         open_dataset(name, split, root=Path(config.root), source=source, loader=config.loader)
@@ -91,11 +103,6 @@ def _classifier(
     compute: Compute,
 ) -> ModelFigures:
     classes = test.info.classes
-    if len(classes) != model.num_classes:
-        raise ConfigError(
-            f"{model.path} has {model.num_classes} classes, {test.info.name} has {len(classes)}; "
-            "give the --dataset that the model was trained on"
-        )
     predicted = predict_classes(model.module, test, indices, compute=compute, batch_size=config.batch_size)
     report = classification(predicted, test.labels[indices], len(classes))
     per_class = [float(share) for share in report.per_class]

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 import rmd_dist.models.resnet  # noqa: F401  (registers the CIFAR ResNets with timm)
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import read_json, sha256, write_json
-from rmd_dist.models.weights import check_weights, load_weights, read_tensors, save_tensors
+from rmd_dist.models.weights import (
+    check_weights,
+    is_pytorch,
+    load_weights,
+    read_pytorch,
+    read_tensors,
+    save_tensors,
+)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -29,6 +36,8 @@ NETWORK = "network"
 """Key of a checkpoint's scalars: what the names of the tensors begin with that make up the model for use."""
 
 MAX_SIZE = 4096  # pixels of a side
+MAX_MODELS = 20  # looked for in a file
+_ALONE = "mend it, or copy the weights alone to a folder of their own and give that file"
 _NETWORKS = ("model/encoder.", "model/model.")  # of checkpoints without that key
 
 
@@ -86,8 +95,9 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
 
 
 def load(path: Path, default_architecture: str) -> LoadedModel:
-    """Read a model from a run folder, an exported file, or a training checkpoint of any task.
+    """Read a model from a run folder, an exported file, a training checkpoint of any task, or elsewhere.
 
+    What comes from elsewhere may be a PyTorch file, and the model a part of another (see `_unwrapped`).
     Raises ConfigError if nothing is there, the file is damaged or it holds another architecture.
     """
     folder = path if path.is_dir() else path.parent
@@ -99,17 +109,19 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
             else "no model is there"
         )
         raise ConfigError(f"{path} has no {WEIGHTS}: {hint}, or name a file in its checkpoints/ folder")
-    tensors = _network_of(read_tensors(file), file)
-    about = _about(folder) or _about(folder.parent)  # checkpoints/ lie one folder below
+    foreign = is_pytorch(file)
+    tensors = read_pytorch(file) if foreign else _network_of(read_tensors(file), file)
+    about = _about(folder)
+    if not about and folder.name == "checkpoints":
+        about = _about(folder.parent)
     architecture, dataset, stage = (about.get(key) for key in ("architecture", "dataset", "stage"))
     if not all(isinstance(value, str | None) for value in (architecture, dataset, stage)):
-        raise ConfigError(
-            f"{folder}: architecture, dataset and stage must be text; restore {CONFIG} or remove it"
-        )
+        raise ConfigError(f"{folder}: architecture, dataset and stage in {CONFIG} must be text; {_ALONE}")
     architecture, input = architecture or default_architecture, _input(about, folder)
     # First without memory: the file's names and shapes decide whether there will be a model.
     with torch.device("meta"):
         outline = create(architecture, 0, input)
+        tensors = _unwrapped(tensors, outline, foreign, file)
         classifier = tensors.get(f"{outline.pretrained_cfg['classifier']}.weight")
         num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
         if num_classes and classifier is not None and classifier.numel():
@@ -131,6 +143,37 @@ def _network_of(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _unwrapped(tensors: dict[str, Tensor], outline: Any, foreign: bool, file: Path) -> dict[str, Tensor]:
+    """The one model among `tensors`, whatever its names begin with, such as `module.` or `encoder.`.
+
+    Taken out if and only if the names that follow are those of the encoder `outline`; else all as they are.
+    Its classifier goes with it if it is one layer: projection heads stand in that place too. Counts of
+    batches, which old PyTorch did not write, are 0. Raises ConfigError if there are several such models.
+    """
+    body, classifier = outline.state_dict(), f"{outline.pretrained_cfg['classifier']}."
+    counted = {name for name in body if name.endswith(".num_batches_tracked")}
+    mark = max(body.keys() - counted, key=len)
+    prefixes = [name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")]
+    found = {}
+    for prefix in prefixes[:MAX_MODELS]:
+        part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        inner = {name for name in part if not name.startswith(classifier)}
+        if body.keys() - counted <= inner <= body.keys():
+            found[prefix] = part
+    if len(found) > 1:
+        raise ConfigError(
+            f"{file} holds several models ({', '.join(sorted(found))}); save that of the one "
+            "you want alone, by torch.save(model.state_dict(), 'weights.pth')"
+        )
+    for prefix, part in found.items():
+        if prefix or foreign:
+            heads = {name: t.ndim for name, t in part.items() if name.startswith(classifier)}
+            if heads != {f"{classifier}weight": 2, f"{classifier}bias": 1}:
+                part = {name: t for name, t in part.items() if name not in heads}
+            return {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in counted} | part
+    return tensors
+
+
 def _input(about: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """What was recorded of the images that a model wants. Raises ConfigError if that cannot be."""
     given = about.get("input")
@@ -145,7 +188,7 @@ def _input(about: dict[str, Any], folder: Path) -> dict[str, Any] | None:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise ConfigError(
-            f"{folder}: input = {given!r} must have input_size [3, H, W], mean and std; restore {CONFIG}"
+            f"{folder}: input = {given!r} must have input_size [3, H, W], mean and std; {_ALONE}"
         ) from None
     return {"input_size": size, "mean": mean, "std": std}
 
@@ -156,7 +199,7 @@ def _about(folder: Path) -> dict[str, Any]:
     if config:
         about = config.get("rmd_dist", {})
         if not isinstance(about, dict):
-            raise ConfigError(f"{folder / CONFIG} is damaged (bad rmd_dist); restore it or remove it")
+            raise ConfigError(f"{folder / CONFIG} is damaged (bad rmd_dist); {_ALONE}")
         return about | {"architecture": config.get("architecture")}
     return manifest | {"architecture": manifest.get("model")} if manifest else {}
 
@@ -165,4 +208,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, missing_ok=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); restore it or remove it") from None
+        raise ConfigError(f"{path} is damaged ({error}); {_ALONE}") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from rmd_dist.errors import ConfigError, writing
-from rmd_dist.files import is_held, read_json, write_json
+from rmd_dist.files import is_held, read_json, to_json, write_json
 
 SILENCE_SECONDS = 600.0  # after which a worker on another machine counts as gone
 
@@ -86,7 +85,7 @@ def claim(study: Path, key: str, number: int) -> Claim | None:
         lock = temporary.open("x")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            json.dump(asdict(attempt), lock)
+            lock.write(to_json(asdict(attempt)))
             lock.flush()
             os.link(temporary, path)
         except OSError:

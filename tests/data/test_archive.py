@@ -7,12 +7,14 @@ import hashlib
 import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rmd_dist.data.sources import archive
 from rmd_dist.data.sources.archive import load_pickled_dict, read_members
 from rmd_dist.errors import ConfigError
 
@@ -184,10 +186,92 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
 
 
 def test_not_an_archive(tmp_path: Path) -> None:
-    for content in (b"<html>404</html>" * 100, b"PK\x03\x04" + bytes(600), b"\x1f\x8b"):
+    damaged = "empty, cut short or damaged"
+    for content, said in {
+        b"PK\x03\x04" + bytes(600): damaged,
+        b"\x1f\x8b": damaged,
+        b"": damaged,
+        b"\n<!DOCTYPE html>" * 100: "is an HTML page instead of an archive; get the file itself",
+        b"version https://git-lfs.github.com/spec/v1\n" * 20: "is a Git LFS pointer .*git lfs pull",
+        b"\x28\xb5\x2f\xfd" + bytes(600): "is packed by zstd .*unpack it",
+        b"\x80\x02}q\x00." + bytes(600): "is a Python pickle",
+    }.items():
         (tmp_path / "x").write_bytes(content)
-        with pytest.raises(ConfigError, match="empty, cut short or damaged"):
+        with pytest.raises(ConfigError, match=said) as caught:
             read_members(tmp_path / "x", ["folder/a"])
+        assert "\n" not in str(caught.value)
+
+
+PACKED = {"tar": "w", "gz": "w:gz", "bz2": "w:bz2", "xz": "w:xz", "zip": ""}
+
+
+def write_packed(path: Path, members: dict[str, bytes], packing: str) -> Path:
+    if packing != "zip":
+        return write_tar(path, members, PACKED[packing])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("folder", ["folder/", "./folder/", "", "deep/down/folder/"])
+def test_any_packing_and_any_folder_give_the_same_members(tmp_path: Path, packing: str, folder: str) -> None:
+    members = {f"{folder}{name}": name.encode() * 3000 for name in "ab"}
+    path = write_packed(tmp_path / "no-suffix", {"else/readme": b"x", **members}, packing)
+    assert read_members(path, ["folder/a", "folder/b"]) == {"folder/a": b"a" * 3000, "folder/b": b"b" * 3000}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_what_cannot_be_told_apart_is_refused_and_what_is_there_is_said(tmp_path: Path, packing: str) -> None:
+    path = write_packed(tmp_path / "x", {"one/a": b"1", "two/b": b"2"}, packing)
+    with pytest.raises(ConfigError, match=r"a or b in several folders \(one, two\), none of which is folder"):
+        read_members(path, ["folder/a", "folder/b"])
+    assert read_members(path, ["two/a", "two/b"]) == {"two/b": b"2"}  # its own folder goes before others
+    with pytest.raises(
+        ConfigError, match=r"intact, but holds one/a, two/b .*\(2 files\) instead of folder/c"
+    ):
+        read_members(path, ["folder/c"])
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_cut_and_flipped_archives_of_any_packing_are_refused(tmp_path: Path, packing: str) -> None:
+    random = np.random.default_rng(0)
+    content = write_packed(tmp_path / "x", {"folder/a": random.bytes(4000)}, packing).read_bytes()
+    half = min(len(content) // 2, 3000)
+    for cut in (10, 100, half):
+        (tmp_path / "cut").write_bytes(content[:cut])
+        with pytest.raises(ConfigError, match="empty, cut short or damaged"):
+            read_members(tmp_path / "cut", ["folder/a"])
+    if packing != "tar":  # which has no checksum
+        (tmp_path / "cut").write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
+        with pytest.raises(ConfigError, match="empty, cut short or damaged"):
+            read_members(tmp_path / "cut", ["folder/a"])
+
+
+@pytest.mark.parametrize("packing", ["bz2", "xz", "zip"])
+def test_bombs_of_any_packing_are_refused(
+    tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_packed(tmp_path / "x", {"folder/a": bytes(30_000), "folder/b": bytes(30_000)}, packing)
+    assert path.stat().st_size < 2000
+    monkeypatch.setattr(archive, "MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 20_000)
+    with pytest.raises(ConfigError, match="its member folder/a has 30000 bytes"):
+        read_members(path, ["folder/a", "folder/b"])
+    monkeypatch.setattr(archive, "MAX_UNPACKED_BYTES", 40_000)
+    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 40_000)
+    with pytest.raises(ConfigError, match="unpacks to more than"):
+        read_members(path, ["folder/a", "folder/b"])
+
+
+def test_an_xz_file_that_asks_for_much_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "x", MEMBERS, "w:xz")
+    monkeypatch.setattr(archive, "MAX_XZ_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match="Memory usage limit exceeded"):
+        read_members(path, ["folder/a"])
 
 
 def test_a_published_pickle_goes_straight_through() -> None:

@@ -66,6 +66,37 @@ def test_root_is_searched_before_the_network(tmp_path: Path) -> None:
     assert load_samples("cifar10", "test", tmp_path).source == str(tar)
 
 
+@pytest.mark.parametrize("suffix", [".tgz", ".tar", ".tar.bz2", ".tar.xz"])
+def test_other_packings_of_the_archive_are_found(tmp_path: Path, suffix: str) -> None:
+    mode = {".tgz": "w:gz", ".tar": "w"}.get(suffix, f"w:{suffix[5:]}")
+    flat = {name.rpartition("/")[2]: content for name, content in cifar10().items()}
+    tar = write_tar(tmp_path / f"cifar-10-python{suffix}", flat, mode)
+    found = load_samples("cifar10", "train", tmp_path)
+    assert found.source == str(tar) and CIFAR10.is_here(tmp_path, None)
+    np.testing.assert_array_equal(found.images[:10], expected(10, 10, 1)[0])
+
+
+def test_an_intact_folder_is_read_beside_a_broken_archive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = cifar10()
+    write_folder(tmp_path, members)
+    folder = tmp_path / "cifar-10-batches-py"
+    whole = write_tar(tmp_path / "cifar-10-python.tar.gz", members).read_bytes()
+    tar = tmp_path / "cifar-10-python.tar.gz"
+    assert load_samples("cifar10", "test", tmp_path).source == str(tar) and not capsys.readouterr().out
+    tar.write_bytes(whole[:-100])
+    for source in (None, tmp_path):
+        assert load_samples("cifar10", "test", tmp_path, source).source == str(folder)
+        said = capsys.readouterr().out
+        assert said.startswith(f"warning: reading {folder} instead: {tar} is empty, cut short or damaged")
+    with pytest.raises(ConfigError, match="cut short or damaged"):
+        load_samples("cifar10", "test", tmp_path, tar)  # which was named
+    (folder / "test_batch").write_bytes(b"")
+    with pytest.raises(ConfigError, match="test_batch is damaged"):
+        load_samples("cifar10", "test", tmp_path)
+
+
 def test_samples_sha_is_of_content(tmp_path: Path) -> None:
     members = cifar10()
     tar = load_samples("cifar10", "train", NOWHERE, write_tar(tmp_path / "x.tgz", members))
@@ -152,8 +183,11 @@ def test_published_members_are_read_by_python_itself(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "has no data_batch_3"),
-        ("foreign", "holds no cifar-10-batches-py|has no data_batch_1: cut short, or not CIFAR-10"),
+        ("missing", r"has no data_batch_3: not CIFAR-10, or not all of it \(data_batch_1, .*data_batch_5\)"),
+        (
+            "foreign",
+            r"holds no cifar-10-batches-py and no .*, but cifar-100-python|intact, but holds cifar-100-p",
+        ),
         ("names", "class names are not those of CIFAR-10"),
         ("no images", "has 0 train images"),
         ("range", "labels outside 0 to 9"),

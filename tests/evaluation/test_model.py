@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 
+from rmd_dist.commands import evaluate
 from rmd_dist.config import EvaluateConfig
 from rmd_dist.config.cli import parse
 from rmd_dist.data.prepare import open_dataset
@@ -93,6 +95,43 @@ def test_a_data_set_of_other_classes_is_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="has 10 classes, cifar100 has 100; give the --dataset") as caught:
         figures_of(runs / "distill" / "tiny", *more)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_classes_are_compared_before_any_data_is_looked_for(runs, loader, tmp_path, monkeypatch):
+    def download(*_: object) -> None:
+        raise AssertionError("data was asked for")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    words = f"--checkpoint {runs / 'distill' / 'tiny'} --dataset cifar100 --cpu true --loader {loader}"
+    with pytest.raises(ConfigError, match="has 10 classes, cifar100 has 100; give the --dataset"):
+        evaluate.main([*words.split(), "--data_root", str(tmp_path / "data")])
+    assert not (tmp_path / "data").exists()
+
+
+def test_figures_that_are_not_there_are_null_in_the_file_and_a_dash_on_the_screen(runs, tmp_path, capsys):
+    """Of four test samples at most four classes have one."""
+    words = f"--checkpoint {runs / 'distill' / 'tiny'} --cpu true --loader memory --test_samples 4"
+    evaluate.main([*words.split(), "--out", str(tmp_path / "new" / "e.json")])
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    found = json.loads((tmp_path / "new" / "e.json").read_text(), parse_constant=refuse)
+    assert len(found["per_class"]) == 10 and found["per_class"].count(None) >= 6
+    assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("folder", "is a folder"), ("folder/file/e.json", "cannot write to")]
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(out, said, runs, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    monkeypatch.setattr("rmd_dist.evaluation.model.open_model", lambda _: pytest.fail("work was begun"))
+    words = f"--checkpoint {runs / 'distill' / 'tiny'} --cpu true --loader memory --out {tmp_path / out}"
+    with pytest.raises(ConfigError, match=said):
+        evaluate.main(words.split())
 
 
 def test_weights_alone_do_not_tell_their_data_set(runs, tmp_path):

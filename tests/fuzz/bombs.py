@@ -33,6 +33,7 @@ from tests.fuzz.targets import (
     signed_beton,
     signed_tensors,
     with_pickle,
+    with_pth_pickle,
 )
 
 Bomb = Callable[[Path], object]
@@ -143,6 +144,7 @@ def _everywhere(name: str, payload: bytes) -> None:
     BOMBS["archive (tar.gz)", f"batch: {name}"] = batch
     BOMBS["archive (tar.gz)", f"meta: {name}"] = meta
     BOMBS["human labels (.pt)", name] = lambda folder: with_pickle(folder, payload)
+    BOMBS["PyTorch file", name] = lambda folder: with_pth_pickle(folder, payload)
 
 
 for _name, _payload in PICKLES.items():

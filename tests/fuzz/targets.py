@@ -271,6 +271,36 @@ def _open_export(folder: Path) -> None:
     assert out.shape[1] == (loaded.num_classes or loaded.module.num_features)
 
 
+# PyTorch files
+
+PTH = "weights.pth"
+
+
+def _make_pth(folder: Path) -> None:
+    torch.manual_seed(0)
+    state = {f"module.{name}": tensor for name, tensor in create(MODEL, 10).state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, folder / PTH)
+
+
+def _pth_members(folder: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(folder / PTH) as archive:
+        return {member.filename: archive.read(member) for member in archive.infolist()}
+
+
+def with_pth_pickle(folder: Path, data: bytes) -> None:
+    members = _pth_members(folder) | {"weights/data.pkl": data}
+    with zipfile.ZipFile(folder / PTH, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def _open_pth(folder: Path) -> None:
+    loaded = load(folder / PTH, MODEL)
+    with torch.inference_mode():
+        out = loaded.module.eval()(torch.zeros(1, 3, 16, 16))
+    assert out.shape[1] == (loaded.num_classes or loaded.module.num_features)
+
+
 # Configurations
 
 
@@ -362,6 +392,15 @@ TARGETS: dict[str, Target] = {
                 "model.safetensors", lambda folder, data: put(folder / "model.safetensors", data)
             ),
             "config.json": plain("config.json", is_json=True),
+        },
+    ),
+    "PyTorch file": Target(
+        _make_pth,
+        _open_pth,
+        (PTH,),
+        {
+            "file": plain(PTH),
+            "pickle": View(lambda folder: _pth_members(folder)["weights/data.pkl"], with_pth_pickle),
         },
     ),
     "YAML config": Target(

@@ -120,6 +120,72 @@ def test_an_unfinished_runs_manifest_tells_what_its_checkpoints_hold(tmp_path):
     assert_same(loaded.module.state_dict(), inner.state_dict())
 
 
+PREFIXES = ("", "module.", "backbone.", "_orig_mod.", "encoder.", "model.", "module.encoder_q.")
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "teacher"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_model_from_elsewhere_is_taken_out_of_what_is_around_it(prefix, wrapper, tmp_path):
+    made = model().state_dict()
+    state = {prefix + name: value for name, value in made.items()}
+    if prefix:
+        state["predictor.0.weight"] = torch.ones(3, 3)
+    rest = {"epoch": 7, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{}]}}
+    torch.save(state if wrapper is None else {wrapper: state} | rest, tmp_path / "x.pth")
+    loaded = load(tmp_path / "x.pth", NAME)
+    assert (loaded.num_classes, loaded.dataset, loaded.path) == (10, None, tmp_path / "x.pth")
+    assert_same(loaded.module.state_dict(), made)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES[1:])
+def test_so_is_one_in_safetensors(prefix, tmp_path):
+    made = model(0).state_dict()
+    save_tensors(tmp_path / "x.safetensors", {prefix + name: value for name, value in made.items()})
+    assert_same(load(tmp_path / "x.safetensors", NAME).module.state_dict(), made)
+
+
+def test_a_projection_head_in_the_classifiers_place_is_left_out(tmp_path):
+    made = model(0).state_dict()
+    heads = {"fc.0.weight": torch.ones(4, 128), "fc.0.bias": torch.ones(4), "fc.2.weight": torch.ones(4, 4)}
+    state = {f"module.encoder.{name}": value for name, value in (made | heads).items()}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    loaded = load(tmp_path / "x.pth", NAME)
+    assert loaded.num_classes == 0
+    assert_same(loaded.module.state_dict(), made)
+
+
+def test_old_weights_have_no_count_of_batches(tmp_path):
+    made = model().state_dict()
+    torch.save({k: v for k, v in made.items() if "num_batches" not in k}, tmp_path / "x.pth")
+    assert_same(load(tmp_path / "x.pth", NAME).module.state_dict(), made)
+
+
+def test_no_prefix_is_taken_off_if_that_gives_no_model(tmp_path):
+    """And none is guessed where there are two."""
+    made = model().state_dict()
+    lacking = {f"module.{k}": v for k, v in made.items() if k != "layer3.0.conv1.weight"}
+    torch.save(lacking, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"holds another model: tensors .*\(such as bn1.bias\)"):
+        load(tmp_path / "x.pth", NAME)
+    torch.save({"teacher": made, "student": made}, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"several models \(student\., teacher\.\); save that of the one"):
+        load(tmp_path / "x.pth", NAME)
+
+
+def test_no_advice_is_against_files_that_are_not_ours(tmp_path):
+    """Nor is a JSON file in the folder above one of weights any of our business."""
+    torch.save(model().state_dict(), tmp_path / "x.pth")
+    (tmp_path / "x.json").write_text("[]")
+    assert load(tmp_path / "x.pth", NAME).num_classes == 10
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="copy the weights alone to a folder of their own") as caught:
+        load(tmp_path / "x.pth", NAME)
+    assert "remove" not in str(caught.value)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "x.pth").rename(tmp_path / "sub" / "x.pth")
+    assert load(tmp_path / "sub" / "x.pth", NAME).num_classes == 10
+
+
 def test_an_unknown_model_is_told_with_those_that_exist():
     with pytest.raises(ConfigError, match=r"'resnet18_cifr' is not a timm model; try .*resnet18_cifar_w16"):
         create("resnet18_cifr", 10)

@@ -1,4 +1,4 @@
-"""Reading what comes from outside: tar archives without extracting them, pickles without running them.
+"""Reading what comes from outside: archives without extracting them, pickles without running them.
 
 A pickle whose checksum is a published one is known to be harmless and is left to Python's own unpickler; all
 others are read by a restricted one.
@@ -6,24 +6,29 @@ others are read by a restricted one.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import math
 import pickle
 import pickletools
 import tarfile
-from collections.abc import Collection, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import regular_size
+from rmd_dist.files import kind_of, regular_size
 
 MAX_MEMBER_BYTES = 256 << 20  # CIFAR-100's `train`, the largest official member, has 155 MB
 MAX_UNPACKED_BYTES = 320 << 20  # both official archives have 186 MB
+MAX_XZ_BYTES = 128 << 20  # for unpacking; xz -9 takes 65 MB
 MAX_OPERATIONS = 1_000_000  # CIFAR-100's `train` takes 250 000
 MAX_TUPLES = 1000  # an array takes 7
 _INTEGER_CODES = frozenset({"i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"})
@@ -193,34 +198,116 @@ class _Bounded:
         return piece
 
 
-def read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Bytes of the regular members `names` of a .tar or .tar.gz, straight into memory.
+class _Unxz:
+    """The content of an xz file. Unlike `lzma.open` it knows a limit on what the dictionary may take."""
 
-    Nothing is written to disk, so no member can leave any folder. The archive is read to its end, so
-    that gzip's checksum is verified. Members that are not there are left out of the answer, links and sparse
-    ones too. Raises ConfigError when the archive is empty, cut, damaged, not a tar or larger than
-    MAX_UNPACKED_BYTES.
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._xz = stream, lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES)
+
+    def read(self, size: int) -> bytes:
+        piece = b""
+        while not piece and not self._xz.eof:
+            packed = self._stream.read(1 << 16) if self._xz.needs_input else b""
+            if self._xz.needs_input and not packed:
+                raise EOFError("it ends before its end mark")
+            piece = self._xz.decompress(packed, size)
+        return piece
+
+
+_PACKED: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": _Unxz,
+}
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+
+
+def read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Bytes of the regular members `names` (FOLDER/NAME), straight into memory.
+
+    Of a tar, plain or in gzip, bzip2 or xz, or of a zip; told apart by content. Members that lie in another
+    folder than FOLDER, or in none, are taken if all of those names lie there. Nothing is written to disk, so
+    no member can leave any folder. A tar is read to its end, so that checksums are verified. Members that
+    are not there are left out of the answer, links and sparse ones too. Raises ConfigError when none is
+    there, when they lie in several folders, and when the archive is empty, cut, damaged, something else or
+    larger than MAX_UNPACKED_BYTES.
     """
-    wanted, found = set(names), {}
+    wanted = {name.rpartition("/")[2] for name in names}
+    folders: dict[str, dict[str, bytes]] = {}
+    others: list[str] = []
+    head = b""
     try:
         regular_size(archive)
         with archive.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            head = raw.read(64)
             raw.seek(0)
-            stream = _Bounded(cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw)
-            with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|") as tar:
-                for member in tar:
-                    name = member.name.removeprefix("./")
-                    if name not in wanted or not member.isreg() or member.issparse():
-                        continue
-                    if member.size > MAX_MEMBER_BYTES:
-                        raise tarfile.TarError(f"its member {name} has {member.size} bytes")
-                    content = tar.extractfile(member)
-                    found[name] = content.read() if content is not None else b""
-                    if len(found[name]) != member.size:
-                        raise tarfile.TarError(f"its member {name} is cut short")
-            while stream.read(1 << 20):  # tarfile stops before gzip's checksum
-                pass
+            members = _zip_members if head.startswith(b"PK") else _tar_members
+            for name, read in members(raw, head):
+                folder, _, base = name.removeprefix("./").rpartition("/")
+                if base in wanted:
+                    folders.setdefault(folder, {})[base] = read()
+                else:
+                    others.append(name)
     except Exception as error:  # a damaged archive can raise nearly anything
+        if (kind := kind_of(head)) and not head.startswith((b"PK", *_PACKED)) and head:
+            raise ConfigError(f"{archive} is {kind[0]} instead of an archive; {kind[1]}") from error
         raise ConfigError(f"{archive} is empty, cut short or damaged: {error}") from error
-    return found
+    own = names[0].rpartition("/")[0]
+    if not folders:
+        some = f"{', '.join(others[:3])} and so on ({len(others)} files)" if others else "no files"
+        raise ConfigError(f"{archive} is intact, but holds {some:.200} instead of {names[0]} and so on")
+    if own not in folders and len(folders) > 1:
+        raise ConfigError(
+            f"{archive} has {' or '.join(sorted(wanted))} in several folders "
+            f"({', '.join(folder or '.' for folder in sorted(folders))}), none of which is {own}"
+        )
+    found = folders.get(own) or folders.popitem()[1]
+    return {name: found[base] for name in names if (base := name.rpartition("/")[2]) in found}
+
+
+_Members = Iterator[tuple[str, Callable[[], bytes]]]
+
+
+def _tar_members(raw: BinaryIO, head: bytes) -> _Members:
+    """Name and reader of each regular member; to be read before the next one is asked for."""
+    unpack = next((unpack for magic, unpack in _PACKED.items() if head.startswith(magic)), None)
+    stream = _Bounded(cast(BinaryIO, unpack(raw) if unpack else raw))
+    with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|") as tar:
+        for member in tar:
+            if member.isreg() and not member.issparse():
+                yield member.name, partial(_read_member, tar, member)
+    while stream.read(1 << 20):  # tarfile stops before the checksum
+        pass
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    _check_size(member.name, member.size)
+    file = tar.extractfile(member)
+    content = file.read() if file is not None else b""
+    if len(content) != member.size:
+        raise tarfile.TarError(f"its member {member.name} is cut short")
+    return content
+
+
+def _zip_members(raw: BinaryIO, _: bytes) -> _Members:
+    with zipfile.ZipFile(raw) as archive:
+        left = MAX_UNPACKED_BYTES
+
+        def read(member: zipfile.ZipInfo) -> bytes:
+            nonlocal left
+            left -= member.file_size
+            if left < 0:
+                raise zipfile.BadZipFile(f"it unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
+            _check_size(member.filename, member.file_size)
+            if member.compress_type not in _ZIP_METHODS:
+                raise zipfile.BadZipFile(f"{member.filename} is packed in an unusual way")
+            return archive.read(member)
+
+        for member in archive.infolist():
+            if not member.is_dir():
+                yield member.filename, partial(read, member)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise ValueError(f"its member {name} has {size} bytes")

@@ -11,7 +11,6 @@ damage without a word, so `check_beton` looks at a file before anybody maps it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from rmd_dist import __version__
 from rmd_dist.data.sources.base import DatasetInfo, Samples
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import atomic_path, read_json, regular_size, remove_debris
+from rmd_dist.files import atomic_path, read_json, regular_size, remove_debris, to_json
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and of how much (0: not known)."""
@@ -111,7 +110,7 @@ def write_beton(
                 "versions": {"rmd_dist": __version__, "beton": BETON_VERSION, "numpy": np.__version__},
             }
             with atomic_path(path.with_suffix(".json")) as beside:
-                beside.write_text(json.dumps(manifest, indent=1) + "\n")
+                beside.write_text(to_json(manifest, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}; make room or choose another folder") from error
     return path

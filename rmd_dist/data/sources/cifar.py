@@ -24,6 +24,7 @@ from rmd_dist.data.sources.cifar_classes import (
 from rmd_dist.errors import ConfigError
 
 SIZE = 32
+SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz", ".zip")
 HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -31,8 +32,9 @@ HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 class Cifar:
     """One of the two data sets, by the names inside its archive.
 
-    A source is the archive, its unpacked folder, or a folder that holds either. It may have fewer images
-    than the official one.
+    A source is the archive, packed in any usual way, its unpacked folder, or a folder that holds either; of
+    a folder that holds both the archive is read, or if that is damaged the unpacked folder. It may have
+    fewer images than the official one.
     """
 
     info: DatasetInfo
@@ -59,6 +61,16 @@ class Cifar:
         """
         archive = self._find(source) if source is not None else self._local(root) or self._download(root)
         try:
+            return self._samples(split, archive)
+        except ConfigError as error:
+            beside = archive.parent / self.folder
+            if archive != source and archive.is_file() and beside.is_dir():
+                print(f"warning: reading {beside} instead: {error}", flush=True)
+                return self._samples(split, beside)
+            raise
+
+    def _samples(self, split: Split, archive: Path) -> Samples:
+        try:
             images, labels = self._read(split, archive)
         except ConfigError as error:
             raise ConfigError(
@@ -78,6 +90,8 @@ class Cifar:
             raise _unreadable(source, error) from error
         if found is None:
             what = f"holds no {self.folder} and no {self.tar}" if source.exists() else "does not exist"
+            if source.is_dir() and (held := sorted(path.name for path in source.iterdir())):
+                what += f", but {', '.join(held[:3])}{' and so on' if held[3:] else ''}"
             raise ConfigError(
                 f"source {source} {what}; give the {self.title} python archive ({self.tar}, "
                 f"from {HOME}) or its unpacked folder"
@@ -92,8 +106,9 @@ class Cifar:
             return path
         if path.is_dir() and path.resolve().name == self.folder:
             return path
-        if (path / self.tar).is_file():
-            return path / self.tar
+        for suffix in SUFFIXES:
+            if (packed := path / self.tar.replace(".tar.gz", suffix)).is_file():
+                return packed
         return path / self.folder if (path / self.folder).is_dir() else None
 
     def _download(self, root: Path) -> Path:
@@ -135,10 +150,11 @@ class Cifar:
         contents = self._contents(archive, (*self.members[split], self.meta))
         if self.meta in contents:
             self._check_names(self._unpickled(contents.pop(self.meta), f"{archive}: {self.meta}"))
-        parts = []
+        present, parts = [name for name in self.members[split] if name in contents], []
         for member in self.members[split]:
             if member not in contents:
-                raise ConfigError(f"{archive} has no {member}: cut short, or not {self.title}")
+                found = ", ".join(present) or "nothing of it"
+                raise ConfigError(f"{archive} has no {member}: not {self.title}, or not all of it ({found})")
             origin = f"{archive}: {member}"
             parts.append(self._batch(self._unpickled(contents.pop(member), origin), origin))
         labels = np.concatenate([part[1] for part in parts])
