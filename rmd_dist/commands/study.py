@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmd_dist.commands import screen
 from rmd_dist.config.presets import find
 
 
@@ -44,4 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rmd_dist.study import commands
 
+    if not args.dry_run:
+        screen.spare()
     return commands.study(args)
