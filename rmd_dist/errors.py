@@ -5,6 +5,7 @@
     2    a mistake in configuration, data or command line (ConfigError, one line)
     75   stopped by SIGTERM or Ctrl-C, saved: the same command continues (EX_TEMPFAIL of sysexits.h)
     130  a second Ctrl-C: ended at once
+    141  who reads the output of a command that is about it has gone, as `head` does (128 + SIGPIPE)
 
 `accelerate launch` has 1 for all but 0: there the run's manifest (status, why) and the last line tell.
 """
@@ -20,6 +21,7 @@ EXIT_FAULT = 1
 EXIT_MISTAKE = 2
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
 
 
 class ConfigError(ValueError):

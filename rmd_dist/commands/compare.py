@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmd_dist.commands import path
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import check_output
 
@@ -17,8 +18,8 @@ COLUMNS = {"last": "last", "selected": "selected (noisy val.)", "best_on_test": 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--plot", type=Path, help="write the runs' curves to this PNG or SVG file")
+    parser.add_argument("runs", nargs="+", type=path, help="run folders")
+    parser.add_argument("--plot", type=path, help="write the runs' curves to this PNG or SVG file")
     args = parser.parse_args(argv)
 
     from rmd_dist.runs.console import print_table

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmd_dist.commands import path
 from rmd_dist.data.labels import make_labels, transition_rows
 from rmd_dist.data.noise import PROTOCOLS
 from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
@@ -24,13 +25,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("betons", "noise"), default="betons")
     parser.add_argument("--dataset", required=True, help=", ".join(SOURCES))
-    parser.add_argument("--source", type=Path, help="official python archive (tar.gz) or its unpacked folder")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="betons, archives, human label files")
+    parser.add_argument("--source", type=path, help="official python archive (tar.gz) or its unpacked folder")
+    parser.add_argument("--out", type=path, default=Path("data"), help="betons, archives, human label files")
     noise = parser.add_argument_group("noise")
     noise.add_argument("--protocol", default="symmetric", help=", ".join(PROTOCOLS))
     noise.add_argument("--rate", type=float, default=0.4)
     noise.add_argument("--seed", type=int, default=0)
-    noise.add_argument("--manifest", type=Path, help="also write the whole manifest to this JSON file")
+    noise.add_argument("--manifest", type=path, help="also write the whole manifest to this JSON file")
     return parser.parse_args(argv)
 
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with preparation_progress(enabled=True) as progress:
         prepare(args.dataset, args.out, args.source, progress=progress)
     for split in SPLITS:
-        manifest = read_manifest(path := beton_path(args.out, args.dataset, split))
-        print(f"{path}: {manifest['count']} images from {manifest['source']}, intact")
+        manifest = read_manifest(beton := beton_path(args.out, args.dataset, split))
+        print(f"{beton}: {manifest['count']} images from {manifest['source']}, intact")
 
 
 def show_noise(args: argparse.Namespace) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from rmd_dist.commands import path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("study", type=Path, help="folder of the study, such as studies/table1")
+    parser.add_argument("study", type=path, help="folder of the study, such as studies/table1")
     parser.add_argument("--storage", help=argparse.SUPPRESS)  # of versions that kept a database
-    parser.add_argument("--out", type=Path, help="folder of the report (default: STUDY/report)")
-    parser.add_argument("--configs", help="folder of the YAML files that the printed commands name")
+    parser.add_argument("--out", type=path, help="folder of the report (default: STUDY/report)")
+    parser.add_argument(
+        "--configs", type=path, help="folder of the YAML files that the printed commands name"
+    )
     args = parser.parse_args(argv)
 
     from rmd_dist.files import check_output_folder
@@ -26,6 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     study, out = read_study(args.study), args.out or args.study / "report"
     check_output_folder(out)
     report = make_report(study, args.configs)
-    for path in write_report(report, out):
-        print(path)
+    for file in write_report(report, out):
+        print(file)
     print(report.summary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rmd_dist.commands import path
+from rmd_dist.commands import path, screen
 from rmd_dist.config.presets import find
 
 
@@ -44,4 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rmd_dist.study import commands
 
+    if not args.dry_run:
+        screen.spare()
     return commands.study(args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rmd_dist.commands import screen
 from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig
 from rmd_dist.config.cli import parse
 
@@ -24,4 +25,5 @@ def _train(config: AnyConfig) -> None:
     dataset_info(config.data.dataset)  # an unknown name is told before torch is loaded
     from rmd_dist.engine.start import train
 
+    screen.spare()
     train(config)

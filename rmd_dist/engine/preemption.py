@@ -63,7 +63,8 @@ class Preemption:
             if not self._deferring:
                 raise Stopped(f"{name} before training began; the same command starts again")
         elif number == signal.SIGINT and now - self._first > SAME_CTRL_C_SECONDS:
-            os.write(sys.stderr.fileno(), b"interrupted twice: ended at once, without a checkpoint\n")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(sys.stderr.fileno(), b"interrupted twice: ended at once, without a checkpoint\n")
             os._exit(EXIT_INTERRUPTED)
 
     def __enter__(self) -> Self:

@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import nn
 
+from rmd_dist.parallel import environment
+
 _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers whose weights go into one operation, which autocast casts them for. Not subclasses: those may use
 their weights otherwise first."""
@@ -40,7 +42,11 @@ def set_numerics(precision: str, deterministic: bool) -> None:
 
 
 def compiled(module: nn.Module, deterministic: bool) -> nn.Module:
-    """torch.compile of `module`, whose kernels are then not chosen by timing them where that changes bits."""
+    """torch.compile of `module`, whose kernels are then not chosen by timing them where that changes bits.
+
+    Raises ConfigError where the environment would have torch not compile, or compute otherwise.
+    """
+    environment.refuse(environment.COMPILED)
     from torch._inductor import config  # slow to import
 
     if hasattr(config, "deterministic"):  # torch before 2.10 does not choose by timing where bits change

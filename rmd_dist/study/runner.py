@@ -13,6 +13,7 @@ from typing import IO
 
 from rmd_dist.config import AnyConfig, DistillConfig
 from rmd_dist.config.convert import save_yaml
+from rmd_dist.config.presets import FOLDER
 from rmd_dist.errors import EXIT_STOPPED, ConfigError
 from rmd_dist.files import atomic_path
 from rmd_dist.models.export import WEIGHTS
@@ -55,8 +56,10 @@ class Topology:
         if self.launch_config:
             return [*launcher, "--config_file", str(self.launch_config), *script]
         if self.processes > 1:  # a free port; ranks without a GPU find each other by gloo
-            topology = ["--multi_gpu", "--num_processes", str(self.processes), "--main_process_port", "0"]
-            return [*launcher, *topology, "--mixed_precision", "no", *script]
+            # By a file: without one accelerate would take what its default_config.yaml says.
+            topology = ["--config_file", str(FOLDER / "accelerate/cpu2.yaml")]
+            topology += ["--num_processes", str(self.processes)]
+            return [*launcher, *topology, *script]
         return [sys.executable, *script]
 
 
