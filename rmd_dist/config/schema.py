@@ -316,7 +316,7 @@ class DistillConfig:
     """Weight of the relation graph: L = L_task + K L_graph. 0: no teacher."""
 
     teacher: str | None = setting(None, path=True)
-    """Run folder or encoder file of a pretraining run, or `random`; unset: the newest that fits."""
+    """Run folder or encoder file, or `random`; unset: the newest pretraining run that fits."""
 
     student_init: Literal["random", "teacher"] = "random"
     """Where the student's weights start."""

@@ -262,9 +262,14 @@ def results_of(run: Path, manifest: dict[str, Any]) -> dict[str, Result]:
     """
     try:
         found = manifest.get("results", {}).items()
-        return {kind: Result(str(result["tag"]), float(result["value"])) for kind, result in found}
+        return {kind: Result(str(result["tag"]), _number(result["value"])) for kind, result in found}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run}: the results in its manifest.json are damaged ({error!r})") from error
+
+
+def _number(value: Any) -> float:
+    """A figure; JSON has null where it was nan."""
+    return math.nan if value is None else float(value)
 
 
 def newest_finished(root: Path, dataset: str, model: str) -> Path | None:

@@ -79,5 +79,22 @@ try 'a local rank of nothing' 'error: LOCAL_RANK = 1 without WORLD_SIZE*rc 2' 'L
 try 'a port that is no number' "error: MASTER_PORT = 'x' is no number*rc 2" \
     'WORLD_SIZE=2 RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=x $D'
 
+# Paths, places and times.
+try 'a home' '"status": "finished" rc 0' 'HOME=$T ${D/$RUN/\~/mine} --name x >/dev/null && grep -ho "\"status\": \"[a-z]*\"" "$T"/mine/distill/x/manifest.json'
+try 'a variable that is not set' 'error: the path * $NOWHERE is not known here*rc 2' '$D --data_root "\$NOWHERE/data"'
+
+# Refused before it begins.
+try 'a model that such images are too small for' 'error: model.name = *convnext_atto* cannot be trained on images of 16 pixels*rc 2' '$D --model convnext_atto'
+try 'a classifier that is a convolution' 'error: model.name = *resnetv2_50*Conv2d*rc 2' '$D --model resnetv2_50'
+try 'a batch of one' 'error: data.batch_size = 1 *at least 2 images*rc 2' '$D --batch-size 1'
+try 'a hold-out of none' 'error: validation = 0.0001 of 640 samples holds out 0*rc 2' '$D --validation 0.0001'
+try 'a teacher that is not there' 'error: teacher = NOTHERE does not exist*rc 2' '$D --teacher NOTHERE'
+
+# Files.
+try "YAML's words" '"status": "finished" rc 0' 'printf "run: {precision: no, name: 007}" >"$RUN.yaml"; $D --config "$RUN.yaml" >/dev/null && status && ls "$RUN"/distill/007 >/dev/null'
+try 'an empty file' '"status": "finished" rc 0' ': >"$RUN.yaml"; $D --config "$RUN.yaml" >/dev/null && status'
+try 'figures into a folder' 'error: * is a folder; give the name of a file*rc 2' '$PYTHON launch/evaluate.py configs/paper/reduced/teacher --out "$T" --loader memory'
+try 'a PyTorch file of something else' 'error: *.pth cannot be read as a PyTorch file*rc 2' 'printf "PK\003\004" >"$RUN.pth"; $D --K 1 --teacher "$RUN.pth"'
+
 wait
 [ ! -e "$T/off" ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from rmd_dist.config import DistillConfig, PretrainConfig
 from rmd_dist.config.cli import parse
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import sha256, write_json
-from rmd_dist.runs.folder import RunFolder, default_name, newest_finished, read_manifest
+from rmd_dist.runs.folder import RunFolder, default_name, newest_finished, read_manifest, results_of
 
 
 def distill(root: Path, *words: str) -> RunFolder:
@@ -343,3 +344,9 @@ def test_a_file_system_without_locks_is_told(code, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(ConfigError, match=r"cannot lock .*--runs"):
         distill(tmp_path).open()
+
+
+def test_a_figure_that_was_nan_is_nan_again(tmp_path):
+    """JSON has null for it."""
+    results = {"last": {"tag": "eval/knn_accuracy", "value": None}}
+    assert math.isnan(results_of(tmp_path, {"results": results})["last"].value)
