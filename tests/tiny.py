@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rmd_dist.engine.trainer import Trainer
 
 COMMON = (
-    "--dataset digits --loader memory --model resnet18_cifar_w16 --cpu true --batch-size 48 --workers 1 "
+    "--dataset digits --loader memory --model resnet18_cifar_w16_s2 --cpu true --batch-size 48 --workers 1 "
     "--data.train_samples 480 --data.test_samples 96 --eval.train_samples 96 --eval.every_epochs 0 "
     "--checkpoint.every_epochs 0 --log-every 1"
 ).split()

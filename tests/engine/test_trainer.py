@@ -82,7 +82,7 @@ def test_fp32_on_any_number_of_ranks(stage, tmp_path, ranks):
     (layouts alone do it on one rank), so its update is compared as a whole: what breaks the contract,
     such as batch norm left local or a gradient 1/W short, changes it by more than 10 %.
     """
-    more = ["--max-steps", "2", "--checkpoint.every_steps", "1"]
+    more = ["--model", "resnet18_cifar_w16", "--max-steps", "2", "--checkpoint.every_steps", "1"]
     for batch, worlds in (("48", (1, 2, 3, 4)), ("50", (1, 3))):
         found = {}
         for world in worlds:
@@ -135,7 +135,7 @@ def test_a_finished_student_opens_with_timm(tmp_path):
     train_tiny("distill", words("distill", tmp_path, "--max-steps", "2"))
     folder = tmp_path / "distill" / "tiny"
     weights = folder / "model.safetensors"
-    model = timm.create_model("resnet18_cifar_w16", num_classes=10, checkpoint_path=str(weights)).eval()
+    model = timm.create_model("resnet18_cifar_w16_s2", num_classes=10, checkpoint_path=str(weights)).eval()
     same = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(3, 3, 16, 16)
     trained = final_tensors("distill", tmp_path)["model/model.fc.weight"]

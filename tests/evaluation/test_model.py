@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of either stage, each with a checkpoint."""
     root = tmp_path_factory.mktemp("runs")
     for stage in ("pretrain", "distill"):
-        train_tiny(stage, words(stage, root, "--max-steps", "10"))
+        train_tiny(stage, words(stage, root, "--model", "resnet18_cifar_w16", "--max-steps", "10"))
     return root
 
 

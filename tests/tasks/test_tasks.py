@@ -27,7 +27,7 @@ from rmd_dist.tasks import DistillTask, Parts, build_parts, parts
 from tests.losses.naive_graph import naive_terms
 from tests.tiny import final_tensors, train_tiny, words
 
-NAME = "resnet18_cifar_w16"
+NAME = "resnet18_cifar_w16_s2"
 
 
 def built(stage: str, tmp_path: Path, *more: str, **options: Any) -> Parts:
@@ -208,7 +208,7 @@ def fit_to_clean_labels(task: DistillTask) -> None:
 
 
 def test_the_measures_are_of_the_samples_and_labels_they_name(tmp_path):
-    parts = distillation(tmp_path, "--validation", "0.25", teacher=None)
+    parts = distillation(tmp_path, "--model", "resnet18_cifar_w16", "--validation", "0.25", teacher=None)
     task = parts.task
     fit_to_clean_labels(task)
     evaluation = task.evaluate(task.module.get_submodule(task.network))
