@@ -17,7 +17,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("specs", nargs="+", help="YAML files of tables, or presets such as paper/table1")
+    add("specs", nargs="+", type=path, help="YAML files of tables, or presets such as paper/table1")
     add("--out", type=path, help="folder of the study (default: studies/NAME of the first table)")
     add("--storage", help=argparse.SUPPRESS)  # of versions that kept a database
     add("--dry-run", action="store_true", help="only list cells, steps and hours")
@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--fresh-teachers", action="store_true", help="pretrain even where a table names an encoder file")
     add("--workers", type=int, default=1, help="cells at a time, each with its share of the cores or GPUs")
     add("--processes", type=int, default=1, help="processes of each cell (DDP)")
-    add("--launch-config", help="accelerate's configuration file for each cell, or a preset")
+    add("--launch-config", type=path, help="accelerate's configuration file for each cell, or a preset")
     add("--threads", type=int, default=0, help="CPU threads of each process (default: a fair share)")
     add("--data-root", type=path, help="folder of betons and archives")
     add("--source", type=path, help="official python archive or its folder")
@@ -39,8 +39,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    args.specs = [find(spec) for spec in args.specs]
-    args.launch_config = args.launch_config and find(args.launch_config)
+    args.specs = [find(str(spec)) for spec in args.specs]
+    args.launch_config = args.launch_config and find(str(args.launch_config))
 
     from rmd_dist.study import commands
 

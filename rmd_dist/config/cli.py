@@ -118,10 +118,12 @@ def _read(name: str, cls: type) -> dict[str, Any]:
     if status.st_size > MAX_CHARACTERS:
         raise ConfigError(f"{name} has {status.st_size} bytes, a configuration at most {MAX_CHARACTERS}")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML passes on whatever hostile text makes its parts raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name} cannot be read as a configuration: {reason}") from error
+    if values is None:  # nothing, or comments alone
+        return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{name} is not a configuration: give keys such as optim: {{lr: 0.1}}")
     return _dotted(values, cls, f"{name}: ")

@@ -311,6 +311,13 @@ def test_words_of_a_file_mean_what_they_say(text, key, value, tmp_path):
     assert flatten(config)[key] == value
 
 
+@pytest.mark.parametrize("text", ["[]", "0", "false", "''", "text"])
+def test_what_has_no_keys_is_no_configuration(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="is not a configuration: give keys"):
+        parse(PretrainConfig, ["--config", str(tmp_path / "c.yaml")])
+
+
 @pytest.mark.parametrize("value", ["1e3", "true", "1.50"])
 def test_a_number_where_text_is_meant_is_told_to_be_quoted(value, tmp_path):
     """1.50 would become the text 1.5."""
