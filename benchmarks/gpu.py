@@ -202,10 +202,9 @@ def teacher(session: Session) -> dict[str, Any]:
     began = time.time()
     found = trained(session, "teacher", {"teacher": ["pretrain", *more]}, 530, [])
     folder = session.out / "runs" / "pretrain" / "teacher-0"
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["curve"] = [
         {"step": r["step"], "seconds": r["time"] - began, "knn": r["eval/knn_accuracy"]}
-        for r in records
+        for r in records_of(folder)
         if "eval/knn_accuracy" in r
     ]
     file = session.out / "teacher-k10.json"
@@ -237,10 +236,15 @@ def trained(
     return {"rows": rows} | ({"error": error} if error else {})
 
 
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none before it has one."""
+    lines = folder / "metrics.jsonl"
+    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """Steps, the last accuracy, and the median images/s of a run, finished or not."""
-    lines = folder / "metrics.jsonl"
-    records = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    records = records_of(folder)
     rates = sorted(r["train/images_per_second"] for r in records if "train/images_per_second" in r)
     measured = [r for r in records if "test/accuracy" in r or "eval/knn_accuracy" in r]
     found: dict[str, Any] = {"steps": records[-1]["step"] if records else 0}

@@ -98,7 +98,6 @@ def test_nobody_else_writes_json():
     allowed = {
         "files.py",
         "weights.py",
-        "monitor.py",
         "folder.py",
         "cells.py",
         "graph.py",

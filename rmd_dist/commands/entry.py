@@ -29,7 +29,7 @@ _FIRST_SECONDS = 2.0  # that a machine's first rank has to say what another one 
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (faults.py)."""
+    """Run a launch script's `main` and exit; what ended it is one line on stderr and a code (errors.py)."""
     _by_utf8()
     screen.install()
     faulthandler.enable(2)  # what ends a process by SIGSEGV or SIGBUS says where it was

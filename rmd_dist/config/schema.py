@@ -268,7 +268,7 @@ class RunConfig:
     deterministic: bool = setting(True, free=True)
     """Equal runs give equal bits, which exact resume needs; false: the fastest kernels, which may not."""
 
-    cuda_graph: bool = setting(True, free=True, added_later=True)
+    cuda_graph: bool = setting(True, free=True)
     """On one GPU, launch a step as one CUDA graph: the same bits in less of the host's time."""
 
     cpu: bool = setting(False, free=True)

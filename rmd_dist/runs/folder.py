@@ -184,7 +184,8 @@ class RunFolder:
         now = json.loads(json.dumps(flatten(self.config)))
         saved = later_defaults(type(self.config)) | saved
         for values in (saved, now):  # teacher_sha256 decides, wherever the file lies
-            values |= {} if values.get("teacher") in (None, "random") else {"teacher": None}
+            if values.get("teacher") not in (None, "random"):
+                values["teacher"] = None
         keys = [key for key in sorted(saved.keys() | now.keys()) if not self._free(key)]
         unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
         if unknown:

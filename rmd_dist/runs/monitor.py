@@ -6,8 +6,6 @@ trainer needs no rank test. tensorboard, matplotlib and rich are imported when f
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist.errors import ConfigError, writing
-from rmd_dist.files import atomic_path, parse_json, regular_size
+from rmd_dist.files import atomic_path, parse_json, regular_size, to_json
 from rmd_dist.runs import figures
 from rmd_dist.runs.console import Screen, make_table, plain_text
 
@@ -67,13 +65,12 @@ class Monitor:
         if not self.enabled:
             return
         numbers = {tag: float(value) for tag, value in values.items()}
-        record: dict[str, float | None] = {"step": step, "time": round(time.time(), 3)}
+        record = {"step": step, "time": round(time.time(), 3)} | numbers
         with writing(self._events):
             for tag, number in numbers.items():
                 self._writer.add_scalar(tag, number, step)
-                record[tag] = number if math.isfinite(number) else None
         with writing(Path(self._metrics.name)):
-            self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+            self._metrics.write(to_json(record) + "\n")
         self._last_step = max(self._last_step, step)
 
     def progress(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
