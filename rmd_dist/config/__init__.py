@@ -1,6 +1,7 @@
 """Configuration: typed dataclasses, what may stand in them, YAML and command line into them."""
 
 from rmd_dist.config.schema import (
+    TIMM,
     AnyConfig,
     CheckpointConfig,
     CropFlipConfig,
@@ -16,9 +17,11 @@ from rmd_dist.config.schema import (
     RunConfig,
     SimSiamConfig,
     ViewConfig,
+    is_path,
 )
 
 __all__ = [
+    "TIMM",
     "AnyConfig",
     "CheckpointConfig",
     "CropFlipConfig",
@@ -34,4 +37,5 @@ __all__ = [
     "RunConfig",
     "SimSiamConfig",
     "ViewConfig",
+    "is_path",
 ]

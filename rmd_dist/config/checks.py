@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from rmd_dist.config.fields import facts_of
-from rmd_dist.config.schema import AnyConfig, EvaluateConfig, PretrainConfig
+from rmd_dist.config.schema import TIMM, AnyConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import expanded
 
@@ -59,6 +60,11 @@ def validate(config: _Config) -> _Config:
         return config
     if not all(str(name).isidentifier() for name in config.loss_options):
         raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
+    teacher = config.teacher or ""
+    if teacher.startswith(TIMM) and not re.fullmatch(r"[\w.-]{1,100}", teacher.removeprefix(TIMM)):
+        raise ConfigError(
+            f"teacher = {teacher!r}: after {TIMM} comes timm's name of a model, NAME or NAME.TAG"
+        )
     if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
         raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
     return config

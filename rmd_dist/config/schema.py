@@ -10,7 +10,7 @@ the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from rmd_dist.config.fields import setting
 
@@ -149,6 +149,9 @@ class GraphConfig:
 
     node_target: Literal["identity", "teacher"] = "identity"
     """`identity` is the paper's; `teacher` pulls the node matrix to the teacher's graph (ours)."""
+
+    projector: Literal["none", "linear"] = setting("none", added_later=True)
+    """`linear`: nodes match the student's features projected to the teacher's width, edges its own (ours)."""
 
 
 @dataclass
@@ -316,7 +319,10 @@ class DistillConfig:
     """Weight of the relation graph: L = L_task + K L_graph. 0: no teacher."""
 
     teacher: str | None = setting(None, path=True)
-    """Run folder or encoder file, or `random`; unset: the newest pretraining run that fits."""
+    """Run folder, encoder file, `timm:NAME[.TAG]` or `random`; unset: the newest pretraining that fits."""
+
+    teacher_weights: str | None = setting(None, short="weights", path=True, added_later=True)
+    """File of a `timm:` teacher's weights, safetensors or torch.save's; unset: timm's cache or hub."""
 
     student_init: Literal["random", "teacher"] = "random"
     """Where the student's weights start."""
@@ -359,6 +365,15 @@ class EvaluateConfig(SourceConfig, MeasureConfig):
 
     out: str | None = setting(None, path=True)
     """Also write the figures to this JSON file."""
+
+
+TIMM = "timm:"
+"""What a `teacher` begins with that is a timm model."""
+
+
+def is_path(teacher: str | None) -> TypeGuard[str]:
+    """Whether a `teacher` is the path of a run folder or a file."""
+    return teacher not in (None, "random") and not str(teacher).startswith(TIMM)
 
 
 AnyConfig = PretrainConfig | DistillConfig

@@ -41,8 +41,9 @@ class Preprocess:
         return cls(tuple(cfg["input_size"][1:]), tuple(cfg["mean"]), tuple(cfg["std"]))
 
     def to_cfg(self) -> dict[str, Any]:
-        """The same as entries of a `pretrained_cfg`."""
-        return {"input_size": (3, *self.size), "mean": self.mean, "std": self.std}
+        """The same as entries of a `pretrained_cfg`, by which timm's transforms do what is done here."""
+        whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+        return {"input_size": (3, *self.size), "mean": self.mean, "std": self.std} | whole
 
     def __call__(
         self, images: Tensor, channels_last: bool = True, dtype: torch.dtype = torch.float32

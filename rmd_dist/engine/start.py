@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from rmd_dist import parallel
-from rmd_dist.config import AnyConfig, DistillConfig
+from rmd_dist.config import TIMM, AnyConfig, DistillConfig, is_path
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.prepare import prepare
 from rmd_dist.engine.checkpoint import newest
@@ -18,6 +18,7 @@ from rmd_dist.engine.preemption import Preemption, while_ranks_meet
 from rmd_dist.engine.resume import restarted
 from rmd_dist.engine.trainer import Trainer
 from rmd_dist.errors import ConfigError, Fault, Stopped
+from rmd_dist.models.pretrained import TimmEncoder
 from rmd_dist.parallel.accelerator import compute_of, make_accelerator, numerics_of
 from rmd_dist.parallel.processes import as_fault, from_main, stop_with_launcher
 from rmd_dist.runs.console import preparation_progress
@@ -135,6 +136,8 @@ def _try_out(config: AnyConfig, parts: Parts) -> None:
     size = dataset_info(config.data.dataset).image_size
     try:
         parts.task.try_out(size)
+    except ConfigError:  # it says more
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         wanted = " x ".join(str(side) for side in parts.task.preprocess.size)
@@ -146,20 +149,27 @@ def _try_out(config: AnyConfig, parts: Parts) -> None:
 
 def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
     """What the user named, else what this run began with, else the newest finished pretraining that fits."""
-    if config.teacher not in (None, "random") and not Path(config.teacher or "").exists():
-        raise ConfigError(f"teacher = {config.teacher} does not exist; give a run folder or an encoder file")
+    if is_path(config.teacher) and not Path(config.teacher).exists():
+        raise ConfigError(
+            f"teacher = {config.teacher} does not exist; give a run folder, an encoder file or {TIMM}NAME"
+        )
+    weights = config.teacher_weights
+    if weights and not str(config.teacher).startswith(TIMM):
+        raise ConfigError(
+            f"teacher_weights = {weights} needs --teacher {TIMM}NAME, which says whose weights they are"
+        )
     if config.K == 0 and config.student_init == "random":
         return None
-    if config.teacher is not None:
-        return "random" if config.teacher == "random" else Path(config.teacher)
-    if begun := folder.teacher():
-        return begun
+    if teacher := config.teacher or folder.teacher():
+        if isinstance(teacher, str) and teacher.startswith(TIMM):
+            return TimmEncoder(teacher.removeprefix(TIMM), Path(weights) if weights else None)
+        return Path(teacher) if teacher != "random" else "random"
     found = newest_finished(Path(config.run.root), config.data.dataset, config.model.name)
     if found is None:
         raise ConfigError(
             f"K = {config.K:g} needs a teacher, and {config.run.root}/pretrain has no finished run of "
             f"{config.data.dataset} with {config.model.name}; run rmd pretrain first, or give "
-            "--teacher PATH, --teacher random or --K 0"
+            f"--teacher PATH, --teacher {TIMM}NAME, --teacher random or --K 0"
         )
     return found
 

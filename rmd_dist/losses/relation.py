@@ -120,6 +120,11 @@ class RelationLoss(nn.Module):
         self.form, self.node_target = form, node_target
         self.reference_batch = reference_batch
 
+    def parts(self) -> tuple[RelationLoss, RelationLoss]:
+        """(nodes alone, edges alone), whose losses add up to this one's; for features of their own each."""
+        rest = (self.form, self.reference_batch, self.node_target)
+        return RelationLoss(self.node_weight, 0.0, *rest), RelationLoss(0.0, self.edge_weight, *rest)
+
     def weights(self, batch: int) -> Weights:
         """Of diagonal and off-diagonal squares in a graph of `batch` nodes, and of the norms' gradients."""
         diag = off = 1.0
@@ -147,7 +152,8 @@ class RelationLoss(nn.Module):
         if not same and self.node_weight:
             raise ConfigError(
                 f"node matching compares features one by one, but the student has {student.shape[1]} and the "
-                f"teacher {teacher.shape[1]}: use a teacher of the student's model, or graph.node_weight 0"
+                f"teacher {teacher.shape[1]}: use a teacher of the student's model, graph.projector linear, "
+                "or graph.node_weight 0"
             )
         if sizes is None:
             sizes = parallel.row_counts(student)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import rmd_dist.models.resnet  # noqa: F401  (registers the CIFAR ResNets with timm)
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import read_json, sha256, write_json
+from rmd_dist.models.unwrap import classifier_weights, unwrapped
 from rmd_dist.models.weights import (
     check_weights,
     is_pytorch,
@@ -32,11 +33,12 @@ CONFIG = "config.json"
 INPUT = ("input_size", "mean", "std")
 """What a `pretrained_cfg` says of the images that its model wants."""
 
+_KEPT = (*INPUT, "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
+
 NETWORK = "network"
 """Key of a checkpoint's scalars: what the names of the tensors begin with that make up the model for use."""
 
 MAX_SIZE = 4096  # pixels of a side
-MAX_MODELS = 20  # looked for in a file
 _ALONE = "mend it, or copy the weights alone to a folder of their own and give that file"
 _NETWORKS = ("model/encoder.", "model/model.")  # of checkpoints without that key
 
@@ -54,6 +56,8 @@ class LoadedModel:
     """Size, mean and std of the images it wants, which its `pretrained_cfg` has too; None: not recorded."""
     path: Path
     sha256: str
+    prefix: str = ""
+    """What the names in the file began with, such as `module.`, and the model's do not."""
 
     def assume_input(self, input: dict[str, Any]) -> None:
         """Take `input` for what was not recorded: before it was, models wanted what their data set is."""
@@ -66,20 +70,46 @@ def create(name: str, num_classes: int, input: dict[str, Any] | None = None) -> 
 
     `input`: what its `pretrained_cfg` is to say of images: input_size (3, H, W), mean and std; default: what
     timm says. A model that is built for one size of image is built for this one. Raises ConfigError naming
-    close models if timm does not know `name`.
+    close models if timm does not know `name`, or the size if there is no such model of it.
     """
     if (
         not timm.is_model(name) or "." in name
     ):  # what follows a dot would be timm's name of weights to download
         near = timm.list_models(f"*{name.split('_')[0]}*cifar*") or timm.list_models("*_cifar*")
         raise ConfigError(f"model.name = {name!r} is not a timm model; try {', '.join(near)}")
-    return timm.create_model(name, num_classes=num_classes, pretrained_cfg_overlay=input)
+    if input is None:
+        return timm.create_model(name, num_classes=num_classes)
+    height, width = input["input_size"][1:]
+    cfg: Any = timm.get_pretrained_cfg(name)
+    fixed: dict[str, Any] = {"img_size": (height, width)} if cfg.fixed_input_size else {}
+    wanted = f"model.name = {name!r} cannot be built for images of {height} x {width} pixels"
+    try:
+        model = timm.create_model(name, num_classes=num_classes, pretrained_cfg_overlay=input, **fixed)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{wanted}: {reason}; choose another --model") from error
+    patch = _patch(model)
+    if fixed and (height % patch[0] or width % patch[1]):
+        raise ConfigError(
+            f"{wanted}: their sides must be multiples of its patches' {patch[0]} x {patch[1]}; choose "
+            "another --model, or another size where the data set leaves one"
+        )
+    return model
+
+
+def _patch(model: Any) -> tuple[int, int]:
+    """Height and width of the patches that a model cuts images into; (1, 1) where it cuts none."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
 
 
 def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: dict[str, Any]) -> None:
-    """Write `module` as a timm-loadable folder; `about` (data set, classes, stage) goes into its config."""
+    """Write `module` as a timm-loadable folder; `about` (data set, classes, stage) goes into its config.
+
+    Its `pretrained_cfg`, which says how images become its input, is what timm's `create_transform` follows.
+    """
     pretrained = dict(getattr(module, "pretrained_cfg", {}))
-    keep = (*INPUT, "first_conv", "classifier", "crop_pct", "interpolation")
+    labels = {"label_names": about["classes"]} if num_classes and "classes" in about else {}
     save_tensors(folder / WEIGHTS, module.state_dict())
     write_json(
         folder / CONFIG,
@@ -87,8 +117,9 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
             "architecture": name,
             "num_classes": num_classes,
             "num_features": getattr(module, "num_features", None),
-            "pretrained_cfg": {k: pretrained[k] for k in keep if k in pretrained}
+            "pretrained_cfg": {k: pretrained[k] for k in _KEPT if k in pretrained}
             | {"num_classes": num_classes},
+            **labels,
             "rmd_dist": about,
         },
     )
@@ -97,7 +128,7 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
 def load(path: Path, default_architecture: str) -> LoadedModel:
     """Read a model from a run folder, an exported file, a training checkpoint of any task, or elsewhere.
 
-    What comes from elsewhere may be a PyTorch file, and the model a part of another (see `_unwrapped`).
+    What comes from elsewhere may be a PyTorch file, and the model a part of another (see `unwrapped`).
     Raises ConfigError if nothing is there, the file is damaged or it holds another architecture.
     """
     folder = path if path.is_dir() else path.parent
@@ -121,15 +152,15 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
     # First without memory: the file's names and shapes decide whether there will be a model.
     with torch.device("meta"):
         outline = create(architecture, 0, input)
-        tensors = _unwrapped(tensors, outline, foreign, file)
-        classifier = tensors.get(f"{outline.pretrained_cfg['classifier']}.weight")
+        tensors, prefix = unwrapped(tensors, outline, foreign, file)
+        classifier = next((tensors[n] for n in classifier_weights(outline) if n in tensors), None)
         num_classes = 0 if classifier is None or classifier.ndim == 0 else len(classifier)
         if num_classes and classifier is not None and classifier.numel():
             outline = create(architecture, num_classes, input)
     check_weights(outline, tensors, file)
     module = create(architecture, num_classes, input)
     load_weights(module, tensors, file)
-    return LoadedModel(module, architecture, num_classes, dataset, stage, input, file, sha256(file))
+    return LoadedModel(module, architecture, num_classes, dataset, stage, input, file, sha256(file), prefix)
 
 
 def _network_of(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -140,37 +171,6 @@ def _network_of(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if part:
             return part
-    return tensors
-
-
-def _unwrapped(tensors: dict[str, Tensor], outline: Any, foreign: bool, file: Path) -> dict[str, Tensor]:
-    """The one model among `tensors`, whatever its names begin with, such as `module.` or `encoder.`.
-
-    Taken out if and only if the names that follow are those of the encoder `outline`; else all as they are.
-    Its classifier goes with it if it is one layer: projection heads stand in that place too. Counts of
-    batches, which old PyTorch did not write, are 0. Raises ConfigError if there are several such models.
-    """
-    body, classifier = outline.state_dict(), f"{outline.pretrained_cfg['classifier']}."
-    counted = {name for name in body if name.endswith(".num_batches_tracked")}
-    mark = max(body.keys() - counted, key=len)
-    prefixes = [name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")]
-    found = {}
-    for prefix in prefixes[:MAX_MODELS]:
-        part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        inner = {name for name in part if not name.startswith(classifier)}
-        if body.keys() - counted <= inner <= body.keys():
-            found[prefix] = part
-    if len(found) > 1:
-        raise ConfigError(
-            f"{file} holds several models ({', '.join(sorted(found))}); save that of the one "
-            "you want alone, by torch.save(model.state_dict(), 'weights.pth')"
-        )
-    for prefix, part in found.items():
-        if prefix or foreign:
-            heads = {name: t.ndim for name, t in part.items() if name.startswith(classifier)}
-            if heads != {f"{classifier}weight": 2, f"{classifier}bias": 1}:
-                part = {name: t for name, t in part.items() if name not in heads}
-            return {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in counted} | part
     return tensors
 
 

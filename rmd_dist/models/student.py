@@ -36,9 +36,15 @@ class Encoder(nn.Module):
 class Student(Encoder):
     """A timm classifier that also returns its pooled features: x -> (logits (B, C), features (B, D)).
 
+    With a projector (`project_to`) it also returns the projected features (B, E). The projector is trained
+    with the student and no part of the model, which alone is measured and exported.
+
     Raises ConfigError for a classifier that is not one linear layer of the pooled features: such as that of
     a distilled DeiT (two), or a convolution.
     """
+
+    projector: nn.Linear | None = None
+    """(B, D) -> (B, E): the features as the teacher's are, for node matching."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -49,6 +55,13 @@ class Student(Encoder):
                 f"{type(head).__name__}, not one Linear layer on the features; choose another model"
             )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def project_to(self, width: int) -> None:
+        """Have a projector to E = `width`, freshly initialised."""
+        self.projector = nn.Linear(self.width, width, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         features = super().forward(x)
-        return self.model.get_classifier()(features), features
+        logits = self.model.get_classifier()(features)
+        if self.projector is None:
+            return logits, features
+        return logits, features, self.projector(features)

@@ -52,6 +52,15 @@ def save_tensors(
     return 8 + len(text) + end, digest.hexdigest()
 
 
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Hex SHA-256 of named tensors, whatever they were read from, in whichever order and memory format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {_DTYPES[tensors[name].dtype]} {list(tensors[name].shape)}\n".encode())
+        digest.update(next(_contents(tensors, [name])))
+    return digest.hexdigest()
+
+
 def _contents(tensors: dict[str, Tensor], order: list[str]) -> Iterator[Any]:
     """The bytes of one tensor after another. Copies to the plain layout are NumPy's: in this thread alone."""
     for name in order:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmd_dist.config import DistillConfig, PretrainConfig
+from rmd_dist.config import TIMM, DistillConfig, PretrainConfig, is_path
 from rmd_dist.config.convert import flatten
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.report.results import Results, dataset_title
@@ -79,7 +79,10 @@ def _teacher(study: Study, cells: Sequence[Cell]) -> str:
         found.append(_pretraining(flatten(config), study.accuracy(key)))
     given = [cell.config.teacher for cell in cells if isinstance(cell.config, DistillConfig)]
     for teacher in dict.fromkeys(teacher for teacher in given if teacher):
-        found.append("an untrained encoder" if teacher == "random" else _file(Path(teacher)))
+        if is_path(teacher):
+            found.append(_file(Path(teacher)))
+        else:
+            found.append("an untrained encoder" if teacher == "random" else teacher.removeprefix(TIMM))
     return " and ".join(found) or "none"
 
 

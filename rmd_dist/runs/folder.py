@@ -12,10 +12,10 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from rmd_dist import __version__
-from rmd_dist.config import AnyConfig, DistillConfig
+from rmd_dist.config import AnyConfig, DistillConfig, is_path
 from rmd_dist.config.convert import flatten, later_defaults, save_yaml
 from rmd_dist.config.fields import Facts, facts_of
 from rmd_dist.errors import ConfigError, writing
@@ -40,7 +40,8 @@ def default_name(config: AnyConfig) -> str:
             noise if noise == "none" or ":" in config.noise.protocol else f"{noise}{config.noise.rate:g}",
         ]
         parts.append(f"K{config.K:g}")
-        parts += ["random-teacher"] if config.teacher == "random" and config.K else []
+        if config.teacher and config.K and not is_path(config.teacher):
+            parts.append(f"{config.teacher.replace(':', '-')}-teacher")
     parts += [f"seed{config.run.seed}"]
     return "-".join(parts)
 
@@ -130,7 +131,7 @@ class RunFolder:
         What --resume-allow let pass is kept on record, and why the job before failed, if it did.
         """
         before = self.manifest()
-        if (teacher := values.get("teacher")) not in (None, "random"):
+        if is_path(teacher := values.get("teacher")):
             values["teacher_from_run"] = os.path.relpath(teacher, self.path)
         allowed, failures = ([*before.get(key, [])] for key in ("allowed", "failures"))
         if self._allowed:
@@ -153,14 +154,15 @@ class RunFolder:
         """Whether this job has the folder and the manifest is there."""
         return self._lock is not None and (self.path / "manifest.json").exists()
 
-    def teacher(self) -> Path | Literal["random"] | None:
+    def teacher(self) -> Path | str | None:
         """The teacher that the run began with, where it lies now: it may have moved along with the run.
 
-        None: the run has not begun, or has none. Raises ConfigError if it cannot be found.
+        A text: `random`, or `timm:NAME`. None: the run has not begun, or has none. Raises ConfigError if it
+        cannot be found.
         """
         manifest = self.manifest()
-        begun = manifest.get("teacher")
-        if begun is None or begun == "random":
+        begun: str | None = manifest.get("teacher")
+        if begun is None or not is_path(begun):
             return begun
         from_run, root = manifest.get("teacher_from_run"), self.path.parent.parent
         places = [Path(expanded(begun))]
@@ -184,8 +186,10 @@ class RunFolder:
         now = json.loads(json.dumps(flatten(self.config)))
         saved = later_defaults(type(self.config)) | saved
         for values in (saved, now):  # teacher_sha256 decides, wherever the file lies
-            if values.get("teacher") not in (None, "random"):
+            if is_path(values.get("teacher")):
                 values["teacher"] = None
+            if "teacher_weights" in values:
+                values["teacher_weights"] = None
         keys = [key for key in sorted(saved.keys() | now.keys()) if not self._free(key)]
         unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
         if unknown:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig
+from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig, is_path
 from rmd_dist.config.checks import validate
 from rmd_dist.config.cli import from_dict
 from rmd_dist.config.convert import flatten, later_defaults
@@ -69,8 +69,9 @@ class Cell:
             if matters.get(key) == default:
                 del matters[key]
         matters |= {"needs": self.needs}
-        if (file := matters.get("teacher")) not in (None, "random"):
-            matters["teacher"] = content(str(file))  # wherever it lies
+        for key in ("teacher", "teacher_weights"):
+            if is_path(file := matters.get(key)):
+                matters[key] = content(str(file))  # wherever it lies
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -184,7 +185,7 @@ class _Builder:
         if taught and file:
             config.teacher = str(Path(file).resolve())
         if config.K == 0 and config.student_init == "random":
-            config.teacher = None  # it would play no part, and tell equal cells apart
+            config.teacher = config.teacher_weights = None  # no part of it, and would tell equal cells apart
         return Cell(_short(default_name(config), config), config, needs if taught and not file else None)
 
     def _parsed(self, loss: str, values: dict[str, Any], where: str) -> DistillConfig:

@@ -18,10 +18,11 @@ from rmd_dist.data.labels import Labels
 from rmd_dist.data.loader import Batch
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import Splits
+from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.measures import at_chance, classification, memorisation
-from rmd_dist.evaluation.predict import BetweenBatches, predict, predict_classes
+from rmd_dist.evaluation.predict import BetweenBatches, evaluating, predict, predict_classes
 from rmd_dist.losses import ClassificationLoss, RelationLoss, feature_spread
-from rmd_dist.losses.relation import relation_matrices
+from rmd_dist.losses.relation import RelationTerms, relation_matrices
 from rmd_dist.models.student import Encoder, Student
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.tasks.base import Evaluation, StepOutput, Task
@@ -33,7 +34,8 @@ class DistillTask(Task):
     """L = L_task on the given labels + K L_graph towards a frozen teacher (paper section 3.3).
 
     `teacher`: its features, on the device and frozen; None: L_task alone. Student and teacher each get the
-    images that their own `pretrained_cfg` asks for.
+    images that their own `pretrained_cfg` asks for: of a batch of two views the teacher the second, the same
+    images rendered at its size. With a projector nodes match projected features, edges the student's own.
     """
 
     network = "model"
@@ -56,6 +58,7 @@ class DistillTask(Task):
     ) -> None:
         self.module, self.teacher = student, teacher
         self.loss, self.relation, self.K = loss, relation, K
+        self.nodes, self.edges = relation.parts()
         self.labels, self.train, self.test, self.splits = labels, train, test, splits
         self.eval, self.compute = eval, compute
         self.given = torch.from_numpy(labels.given).to(compute.device)
@@ -63,41 +66,64 @@ class DistillTask(Task):
         self.teacher_preprocess = self.preprocess if teacher is None else Preprocess.of(teacher)
 
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:
-        compute, pixels, y = self.compute, batch.views[0], self.given[batch.index]
-        x = self.preprocess(pixels, compute.channels_last, compute.dtype)
-        logits, features = module(x)
+        compute, y = self.compute, self.given[batch.index]
+        x = self.preprocess(batch.views[0], compute.channels_last, compute.dtype)
+        logits, features, *projected = module(x)
         task_loss = parallel.global_mean(self.loss.per_sample(logits, y))
         spread = {}
         if logging:
             spread["feature_spread"] = feature_spread(parallel.all_gather_rows(features.detach()))
         if self.teacher is None or self.K == 0:
             return StepOutput(task_loss, {"loss": task_loss.detach()} | spread)
-        if self.teacher_preprocess != self.preprocess:
-            x = self.teacher_preprocess(pixels, compute.channels_last, compute.dtype)
+        if self.teacher_preprocess != self.preprocess or len(batch.views) > 1:
+            x = self.teacher_preprocess(batch.views[-1], compute.channels_last, compute.dtype)
         with torch.no_grad():
-            teacher_features = self.teacher(x)
-        graph = self.relation(features, teacher_features)
+            taught = self.teacher(x)
+        student: Any = self.module
+        if projected:
+            nodes, edges = self.nodes(projected[0], taught), self.edges(features, taught)
+            graph = RelationTerms(nodes.loss + edges.loss, nodes.node, edges.edge)
+            pulls = [(nodes.loss, projected[0], student.projector), (edges.loss, features, None)]
+        else:
+            graph = self.relation(features, taught)
+            pulls = [(graph.loss, features, None)]
         loss = task_loss + self.K * graph.loss
         values = {"loss": loss, "loss_task": task_loss, "loss_graph": graph.loss} | spread
         values |= {"loss_node": graph.node, "loss_edge": graph.edge}
         if logging:
-            values["gradient_ratio"] = self._gradient_ratio(task_loss, graph.loss, logits, features)
+            by_graph = torch.stack([_at_features(*pull) for pull in pulls]).sum(0)
+            by_task = _at_features(task_loss, logits, student.model.get_classifier())
+            values["gradient_ratio"] = self._gradient_ratio(by_graph, by_task)
         return StepOutput(loss, {name: value.detach() for name, value in values.items()})
 
     def try_out(self, size: int) -> None:
         super().try_out(size)
-        if self.teacher is not None:
-            compute = self.compute
-            pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=compute.device)
+        pixels, student = torch.arange(6 * size**2).view(2, size, size, 3).to(torch.uint8), self.module
+        assert isinstance(student, Student)
+        with torch.no_grad(), evaluating(student):
+            x = self.preprocess(pixels)
+            logits, features, *_ = student(x)
+            _check_pooled(features, student)
+            if not torch.allclose(logits, student.model(x), rtol=1e-3, atol=1e-4):
+                raise ValueError("its logits are not those of one Linear layer on its pooled features")
+        if self.teacher is None:
+            return
+        compute, cfg = self.compute, self.teacher.pretrained_cfg
+        pixels = pixels.to(compute.device)
+        try:
             with torch.no_grad(), compute.autocasting():
-                self.teacher(self.teacher_preprocess(pixels, compute.channels_last, compute.dtype))
+                x = self.teacher_preprocess(pixels, compute.channels_last, compute.dtype)
+                _check_pooled(self.teacher(x), self.teacher)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            wanted = " x ".join(str(side) for side in self.teacher_preprocess.size)
+            raise ConfigError(
+                f"the teacher, a {cfg.get('architecture')}, gives no features of images of {wanted} pixels, "
+                f"which it gets: {reason}; choose another --teacher"
+            ) from error
 
-    def _gradient_ratio(self, task: Tensor, graph: Tensor, logits: Tensor, features: Tensor) -> Tensor:
+    def _gradient_ratio(self, graph_grad: Tensor, task_grad: Tensor) -> Tensor:
         """||K dL_graph/df|| / ||dL_task/df|| at the features f of the global batch; K is chosen by it."""
-        graph_grad = torch.autograd.grad(graph, features, retain_graph=True)[0].float()
-        # By hand through the classifier: under mixed precision `features` is a copy that logits do not see.
-        weight = self.module.model.get_classifier().weight  # type: ignore[union-attr, operator]
-        task_grad = torch.autograd.grad(task, logits, retain_graph=True)[0].float() @ weight.detach().float()
         squares = torch.stack([graph_grad.square().sum(), task_grad.square().sum()])
         graph_square, task_square = parallel.all_reduce_sum(squares)
         ratio: Tensor = self.K * (graph_square / task_square.clamp_min(1e-30)).sqrt()
@@ -145,4 +171,20 @@ class DistillTask(Task):
             f"collapse: test accuracy {accuracy:.2%} is at chance level, task loss {task_loss:.3f} (of equal "
             f"logits: {flat:.3f}), feature spread {logged.get('train/feature_spread', math.nan):.3f} "
             f"(collapsed: 0); start anew with {advice}"
+        )
+
+
+def _at_features(loss: Tensor, output: Tensor, layer: nn.Linear | None) -> Tensor:
+    """dloss/df of the features f, of which `output` is made by `layer`; None: it is they.
+
+    By hand through the layer: under mixed precision the features are a copy, which `output` does not see.
+    """
+    gradient = torch.autograd.grad(loss, output, retain_graph=True)[0].float()
+    return gradient if layer is None else gradient @ layer.weight.detach().float()
+
+
+def _check_pooled(features: Tensor, encoder: Encoder) -> None:
+    if features.shape[1:] != (encoder.width,):
+        raise ValueError(
+            f"its features are {tuple(features.shape[1:])} of an image, not one row of {encoder.width}"
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
+from rmd_dist import parallel
+from rmd_dist.config import TIMM, AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
 from rmd_dist.data.dataset import Dataset, DatasetInfo
 from rmd_dist.data.labels import Labels, make_labels
 from rmd_dist.data.loader import Loader, build_loader
@@ -18,15 +19,17 @@ from rmd_dist.errors import ConfigError
 from rmd_dist.losses import RelationLoss, build_loss
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create, load
+from rmd_dist.models.pretrained import TimmEncoder, load_pretrained
 from rmd_dist.models.student import Encoder, Student
+from rmd_dist.models.unwrap import classifiers
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.parallel.numerics import cast_weights
 from rmd_dist.tasks.base import Task
 from rmd_dist.tasks.distill import DistillTask
 from rmd_dist.tasks.pretrain import PretrainTask
 
-TeacherSource = Path | Literal["random"] | None
-"""A pretrained encoder's run folder or file, an untrained one, or no teacher."""
+TeacherSource = Path | TimmEncoder | Literal["random"] | None
+"""A pretrained encoder's run folder or file, a timm model, an untrained encoder, or no teacher."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     if frozen is not None:
         compute.placed(frozen).eval().requires_grad_(False)
         cast_weights(frozen, compute.autocast)
+        if graph.projector == "linear" and config.K and graph.node_weight:  # else nothing would train it
+            student.project_to(frozen.width)
     task = DistillTask(
         student, frozen, loss, relation, config.K, labels, train, test, splits, config.eval, compute
     )
@@ -120,7 +125,7 @@ def build_model(config: AnyConfig, info: DatasetInfo, num_classes: int) -> Any:
 
 
 def build_teacher(
-    config: DistillConfig, info: DatasetInfo, student: Student, source: Path | Literal["random"]
+    config: DistillConfig, info: DatasetInfo, student: Student, source: Path | TimmEncoder | Literal["random"]
 ) -> tuple[Encoder, dict[str, Any]]:
     """(the teacher's encoder, what manifests say of it); `student` starts with its weights if configured so.
 
@@ -128,40 +133,67 @@ def build_teacher(
     """
     if source == "random":
         model, about = build_model(config, info, num_classes=0), {"teacher": "random"}
+    elif isinstance(source, TimmEncoder):
+        model, about = _of_timm(source)
     else:
-        loaded = load(source, config.model.name)
-        if loaded.dataset not in (None, config.data.dataset):
-            raise ConfigError(
-                f"teacher {source} was trained on {loaded.dataset}, this run uses {config.data.dataset}; "
-                "give a --teacher of the same data set"
-            )
-        if loaded.stage == "distill":
-            raise ConfigError(
-                f"teacher {source} is a student, trained on labels; give a pretraining run, "
-                "whose encoder never saw one"
-            )
-        model, about = loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
-        loaded.assume_input(Preprocess.for_dataset(info).to_cfg())
+        model, about = _of_a_run(config, info, source)
     model.reset_classifier(0)
     teacher = Encoder(model)
-    if teacher.width != student.width and config.graph.node_weight:
+    graph, name = config.graph, about["teacher"]
+    if teacher.width != student.width and graph.node_weight and graph.projector == "none" and config.K:
         raise ConfigError(
-            f"teacher {source} has {teacher.width} features, the student {student.width}: node matching "
-            "needs equal widths; use the same --model for both, or --graph.node_weight 0"
+            f"teacher {name} has {teacher.width} features, the student {student.width}: node matching "
+            "needs equal widths; use the same --model for both, --graph.projector linear (nodes by a learned "
+            "projection), or --graph.node_weight 0 (edges alone)"
         )
     if config.student_init == "teacher":
         _start_as(student, teacher)
-    return teacher, about
+    return teacher, about | {"teacher_input": Preprocess.of(teacher).to_cfg()}
+
+
+def _of_timm(source: TimmEncoder) -> tuple[Any, dict[str, Any]]:
+    """(a timm model, what manifests say of it). It never saw a label of this data set."""
+    name = f"{TIMM}{source.name}"
+    module, digest, prefix = load_pretrained(source)
+    _tell_prefix(name, prefix)
+    return module, {"teacher": name, "teacher_sha256": digest}
+
+
+def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[Any, dict[str, Any]]:
+    """(an encoder on disk, what manifests say of it)."""
+    loaded = load(source, config.model.name)
+    if loaded.dataset not in (None, config.data.dataset):
+        raise ConfigError(
+            f"teacher {source} was trained on {loaded.dataset}, this run uses {config.data.dataset}; "
+            "give a --teacher of the same data set"
+        )
+    if loaded.stage == "distill":
+        raise ConfigError(
+            f"teacher {source} is a student, trained on labels; give a pretraining run, "
+            "whose encoder never saw one"
+        )
+    loaded.assume_input(Preprocess.for_dataset(info).to_cfg())
+    _tell_prefix(str(loaded.path), loaded.prefix)
+    return loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
+
+
+def _tell_prefix(teacher: str, prefix: str) -> None:
+    if prefix and parallel.is_main():
+        print(f"teacher {teacher}: its file names every tensor {prefix}..., which was taken off", flush=True)
 
 
 def _start_as(student: Student, teacher: Encoder) -> None:
-    """Give the student the teacher's weights, but for the classifier's."""
+    """Give the student the teacher's weights, but for the classifier's, and images as they expect them."""
     state, own = teacher.model.state_dict(), student.model.state_dict()
-    classifier = student.model.pretrained_cfg["classifier"] + "."
-    body = {name: tensor.shape for name, tensor in own.items() if not name.startswith(classifier)}
+    heads = tuple(f"{name}." for name in classifiers(student.model))
+    body = {name: tensor.shape for name, tensor in own.items() if not name.startswith(heads)}
     if body != {name: tensor.shape for name, tensor in state.items()}:
-        raise ConfigError("student_init = teacher needs teacher and student of the same --model")
+        raise ConfigError(
+            "student_init = teacher needs teacher and student of the same --model, also of the same size "
+            "where a model is built for one size of image"
+        )
     student.model.load_state_dict(state, strict=False)
+    student.model.pretrained_cfg |= {key: teacher.pretrained_cfg[key] for key in ("mean", "std")}
 
 
 def train_loader(

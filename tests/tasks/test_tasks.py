@@ -341,7 +341,7 @@ def test_teacher_and_student_each_get_the_images_they_want(tmp_path):
     """A teacher of another size and other statistics: its features are those of its own input."""
     folder, other = tmp_path / "encoder", Preprocess((32, 32), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     folder.mkdir()
-    wanted = {key: list(value) for key, value in other.to_cfg().items()}
+    wanted = json.loads(json.dumps(other.to_cfg()))
     about = {"dataset": "digits", "stage": "pretrain", "input": wanted}
     export(folder, create(NAME, 0, other.to_cfg()), NAME, 0, about)
     parts = distillation(tmp_path, teacher=folder)
