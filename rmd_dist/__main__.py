@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": ("train:pretrain", "SimSiam pretraining, which sees no label"),
     "distill": ("train:distill", "train a student on noisy labels, with the pretrained teacher's graph"),
     "evaluate": ("evaluate:main", "figures of a finished model or a checkpoint"),
+    "export": ("export:main", "a model on disk as ONNX"),
     "compare": ("compare:main", "results of several runs side by side"),
     "study": ("study:main", "a grid of runs: the paper's tables, the search for K"),
     "report": ("report:main", "tables and figures of a study"),

@@ -33,7 +33,8 @@ CONFIG = "config.json"
 INPUT = ("input_size", "mean", "std")
 """What a `pretrained_cfg` says of the images that its model wants."""
 
-_KEPT = (*INPUT, "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
+RENDERED = (*INPUT, "interpolation", "crop_pct", "crop_mode")
+"""And of how an image becomes one of them, which timm's `create_transform` follows."""
 
 NETWORK = "network"
 """Key of a checkpoint's scalars: what the names of the tensors begin with that make up the model for use."""
@@ -56,6 +57,8 @@ class LoadedModel:
     """Size, mean and std of the images it wants, which its `pretrained_cfg` has too; None: not recorded."""
     path: Path
     sha256: str
+    classes: tuple[str, ...] = ()
+    """Their names, where they are known."""
     prefix: str = ""
     """What the names in the file began with, such as `module.`, and the model's do not."""
 
@@ -117,7 +120,9 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
             "architecture": name,
             "num_classes": num_classes,
             "num_features": getattr(module, "num_features", None),
-            "pretrained_cfg": {k: pretrained[k] for k in _KEPT if k in pretrained}
+            "pretrained_cfg": {
+                k: pretrained[k] for k in (*RENDERED, "first_conv", "classifier") if k in pretrained
+            }
             | {"num_classes": num_classes},
             **labels,
             "rmd_dist": about,
@@ -148,6 +153,9 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
     architecture, dataset, stage = (about.get(key) for key in ("architecture", "dataset", "stage"))
     if not all(isinstance(value, str | None) for value in (architecture, dataset, stage)):
         raise ConfigError(f"{folder}: architecture, dataset and stage in {CONFIG} must be text; {_ALONE}")
+    classes = about.get("classes") or ()
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ConfigError(f"{folder}: classes in {CONFIG} must be a list of names; {_ALONE}")
     architecture, input = architecture or default_architecture, _input(about, folder)
     # First without memory: the file's names and shapes decide whether there will be a model.
     with torch.device("meta"):
@@ -160,7 +168,9 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
     check_weights(outline, tensors, file)
     module = create(architecture, num_classes, input)
     load_weights(module, tensors, file)
-    return LoadedModel(module, architecture, num_classes, dataset, stage, input, file, sha256(file), prefix)
+    names = tuple(classes) if num_classes == len(classes) else ()
+    where = (file, sha256(file), names, prefix)
+    return LoadedModel(module, architecture, num_classes, dataset, stage, input, *where)
 
 
 def _network_of(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,18 +108,25 @@ def _from_file(name: str, file: Path) -> Pretrained:
         module = timm.create_model(name, num_classes=0)
         load_weights(module, body, file)
     else:
-        above = [tensors[weight] for weight in classifier_weights(outline) if weight in tensors]
-        classes = len(above[0]) if above and above[0].ndim else 0
+        common = os.path.commonprefix(list(tensors))  # noqa: RUF071 - cut at a dot
+        prefix = common[: common.rfind(".") + 1]
+        bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
         try:
-            module = _wholly_loaded(lambda: _translated(name, tensors, classes))
+            module = _wholly_loaded(lambda: _translated(name, bare))
         except Exception:
             check_weights(outline, body, file)
             raise
     return Pretrained(module, sha256(file), prefix)
 
 
-def _translated(name: str, tensors: dict[str, Tensor], classes: int) -> Any:
+_HEADS = ("head", "fc", "classifier", "head.fc")
+"""What the classifying layer is called in most files."""
+
+
+def _translated(name: str, tensors: dict[str, Tensor]) -> Any:
     """A model of weights by other names than timm's of today, such as their authors': timm translates."""
+    heads = [tensors[f"{head}.weight"] for head in _HEADS if f"{head}.weight" in tensors]
+    classes = len(heads[0]) if heads and heads[0].ndim else 0
     overlay = {"state_dict": dict(tensors), "num_classes": classes}
     model: Any = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
     model.pretrained_cfg |= {"state_dict": None}

@@ -43,11 +43,9 @@ class Student(Encoder):
     a distilled DeiT (two), or a convolution.
     """
 
-    projector: nn.Linear | None = None
-    """(B, D) -> (B, E): the features as the teacher's are, for node matching."""
-
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        self.projector: nn.Linear | None = None
         head = model.get_classifier()
         if not isinstance(head, nn.Linear):
             raise ConfigError(

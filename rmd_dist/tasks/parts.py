@@ -18,7 +18,7 @@ from rmd_dist.data.splits import Splits, choose
 from rmd_dist.errors import ConfigError
 from rmd_dist.losses import RelationLoss, build_loss
 from rmd_dist.models import SimSiam
-from rmd_dist.models.export import create, load
+from rmd_dist.models.export import RENDERED, create, load
 from rmd_dist.models.pretrained import TimmEncoder, load_pretrained
 from rmd_dist.models.student import Encoder, Student
 from rmd_dist.models.unwrap import classifiers
@@ -148,7 +148,8 @@ def build_teacher(
         )
     if config.student_init == "teacher":
         _start_as(student, teacher)
-    return teacher, about | {"teacher_input": Preprocess.of(teacher).to_cfg()}
+    wanted = teacher.pretrained_cfg
+    return teacher, about | {"teacher_input": {key: wanted[key] for key in RENDERED if key in wanted}}
 
 
 def _of_timm(source: TimmEncoder) -> tuple[Any, dict[str, Any]]:
@@ -179,7 +180,7 @@ def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[A
 
 def _tell_prefix(teacher: str, prefix: str) -> None:
     if prefix and parallel.is_main():
-        print(f"teacher {teacher}: its file names every tensor {prefix}..., which was taken off", flush=True)
+        print(f"teacher {teacher}: {prefix!r} was taken off the names of its tensors", flush=True)
 
 
 def _start_as(student: Student, teacher: Encoder) -> None:
