@@ -113,6 +113,9 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
     """
     pretrained = dict(getattr(module, "pretrained_cfg", {}))
     labels = {"label_names": about["classes"]} if num_classes and "classes" in about else {}
+    # Of a model that is built for one size: some of timm's have theirs written down.
+    fixed = pretrained.get("fixed_input_size")
+    size = {"model_args": {"img_size": pretrained["input_size"][1:]}} if fixed else {}
     save_tensors(folder / WEIGHTS, module.state_dict())
     write_json(
         folder / CONFIG,
@@ -124,6 +127,7 @@ def export(folder: Path, module: nn.Module, name: str, num_classes: int, about: 
                 k: pretrained[k] for k in (*RENDERED, "first_conv", "classifier") if k in pretrained
             }
             | {"num_classes": num_classes},
+            **size,
             **labels,
             "rmd_dist": about,
         },
@@ -200,7 +204,9 @@ def _input(about: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         raise ConfigError(
             f"{folder}: input = {given!r} must have input_size [3, H, W], mean and std; {_ALONE}"
         ) from None
-    return {"input_size": size, "mean": mean, "std": std}
+    kinds = {"interpolation": str, "crop_pct": float, "crop_mode": str}
+    rendered = {key: given[key] for key, kind in kinds.items() if isinstance(given.get(key), kind)}
+    return {"input_size": size, "mean": mean, "std": std} | rendered
 
 
 def _about(folder: Path) -> dict[str, Any]:
