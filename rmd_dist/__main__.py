@@ -14,10 +14,14 @@ from rmd_dist.commands.entry import run
 from rmd_dist.errors import ConfigError
 
 COMMANDS = {
-    "prepare": ("prepare:main", "write betons of a data set; show what a noise protocol does"),
+    "prepare": (
+        "prepare:main",
+        "write betons of a data set or own images; show what a noise protocol does",
+    ),
     "pretrain": ("train:pretrain", "SimSiam pretraining, which sees no label"),
     "distill": ("train:distill", "train a student on noisy labels, with the pretrained teacher's graph"),
     "evaluate": ("evaluate:main", "figures of a finished model or a checkpoint"),
+    "predict": ("predict:main", "classes of image files by a finished student"),
     "export": ("export:main", "a model on disk as ONNX"),
     "compare": ("compare:main", "results of several runs side by side"),
     "study": ("study:main", "a grid of runs: the paper's tables, the search for K"),

@@ -21,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from functools import partial
     from pathlib import Path
 
-    from rmd_dist.data.dataset import dataset_info
+    from rmd_dist.data.dataset import find_source
 
     if config.dataset:
-        dataset_info(config.dataset)  # an unknown name is told before torch is loaded
+        find_source(config.dataset, Path(config.root))  # an unknown name is told before torch is loaded
     from rmd_dist import parallel
     from rmd_dist.engine.start import prepare_data
     from rmd_dist.errors import writing

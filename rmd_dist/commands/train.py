@@ -20,9 +20,11 @@ def distill(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(config: AnyConfig) -> None:
-    from rmd_dist.data.dataset import dataset_info
+    from pathlib import Path
 
-    dataset_info(config.data.dataset)  # an unknown name is told before torch is loaded
+    from rmd_dist.data.dataset import find_source
+
+    find_source(config.data.dataset, Path(config.data.root))  # an unknown name is told before torch is loaded
     from rmd_dist.engine.start import train
 
     screen.spare()

@@ -7,13 +7,23 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+from rmd_dist.config.datasets import SMALL
 from rmd_dist.config.fields import facts_of
-from rmd_dist.config.schema import TIMM, AnyConfig, EvaluateConfig, PretrainConfig
+from rmd_dist.config.schema import (
+    TIMM,
+    AnyConfig,
+    DistillConfig,
+    EvaluateConfig,
+    NoiseConfig,
+    PretrainConfig,
+)
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import expanded
 
 _Config = TypeVar("_Config", bound=AnyConfig | EvaluateConfig)
 _INF = float("inf")
+
+LARGE = 64  # pixels from which on a model has the stem that timm gives it
 
 
 def validate(config: _Config) -> _Config:
@@ -24,7 +34,8 @@ def validate(config: _Config) -> _Config:
     facts = facts_of(type(config))
     _put_in_paths(config)
     for key, text in _leaves(config):
-        _check_text(key, text, in_names=key in facts and facts[key].in_names)
+        in_names = key in facts and facts[key].in_names
+        _check_text(key, text, in_names=in_names and not str(text).startswith("file:"))
     for key, value in _leaves(config):
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
@@ -36,6 +47,9 @@ def validate(config: _Config) -> _Config:
     if isinstance(config, EvaluateConfig):
         return config
     data, optim = config.data, config.optim
+    _choose_model(config)
+    if isinstance(config, DistillConfig):
+        _settle_labels(config.noise, own=data.dataset not in SMALL)
     if data.batch_size % optim.accumulation:
         raise ConfigError(
             f"data.batch_size = {data.batch_size} is not a multiple of optim.accumulation = "
@@ -54,10 +68,10 @@ def validate(config: _Config) -> _Config:
             "needs at least 2 images each; raise batch_size"
         )
     if isinstance(config, PretrainConfig):
-        low, high = config.views.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"views.crop_scale = {[low, high]} must rise within (0, 1]")
+        _check_range("views.crop_scale", config.views.crop_scale, 1)
+        _check_range("views.blur_sigma", config.views.blur_sigma, 100)
         return config
+    _check_range("augment.crop_scale", config.augment.crop_scale, 1)
     if not all(str(name).isidentifier() for name in config.loss_options):
         raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
     teacher = config.teacher or ""
@@ -68,6 +82,35 @@ def validate(config: _Config) -> _Config:
     if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
         raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
     return config
+
+
+def _choose_model(config: AnyConfig) -> None:
+    """Put in what suits the size of the images where the model is `auto`."""
+    if config.model.name == "auto":
+        size = config.data.image_size or (32 if config.data.dataset in SMALL else 224)
+        config.model.name = "resnet18" if size >= LARGE else "resnet18_cifar"
+
+
+def _settle_labels(noise: NoiseConfig, *, own: bool) -> None:
+    """Put in the protocol where it is `auto`; a file of labels is named one way. Raises ConfigError."""
+    kind, _, path = noise.protocol.partition(":")
+    if kind == "file" and path:
+        noise.protocol, noise.labels = "file", expanded(path)
+    if noise.labels is not None and noise.protocol not in ("auto", "file"):
+        raise ConfigError(
+            f"noise.protocol = {noise.protocol} and noise.labels = {noise.labels}: give one of them; labels "
+            "of a file are trained on as they are"
+        )
+    if noise.protocol == "file" and noise.labels is None:
+        raise ConfigError("noise.protocol = file needs a file; give --labels FILE")
+    if noise.protocol == "auto":
+        noise.protocol = "file" if noise.labels else "none" if own else "symmetric"
+
+
+def _check_range(key: str, value: tuple[float, float], top: float) -> None:
+    low, high = value
+    if not 0 < low <= high <= top:
+        raise ConfigError(f"{key} = {[low, high]} must rise within (0, {top:g}]")
 
 
 def _put_in_paths(config: Any) -> None:

@@ -39,8 +39,11 @@ class SourceConfig:
 class DataConfig(SourceConfig):
     """Where samples come from and how they are batched."""
 
-    dataset: str = setting("cifar10", study="datasets")
-    """Data set, by name: cifar10, cifar100, or digits (scikit-learn's), which needs no files."""
+    dataset: str = setting("cifar10", study="datasets", path=True)
+    """cifar10, cifar100, digits (scikit-learn's), a folder of images, or a table of paths and labels."""
+
+    image_size: int | None = setting(None, low=8, high=1024, short="image_size", added_later=True)
+    """Height and width of what models get, in pixels; unset: the data set's, 224 of own images."""
 
     batch_size: int = setting(64, low=1, short="batch_size")
     """Images of one optimizer step, over all ranks and accumulation micro-steps."""
@@ -51,7 +54,7 @@ class DataConfig(SourceConfig):
 
 @dataclass
 class ViewConfig:
-    """SimSiam's random views (paper section 3.2; Chen & He 2021, CIFAR recipe: no blur)."""
+    """SimSiam's random views (paper section 3.2; Chen & He 2021: blur on large images, none on CIFAR)."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Area of RandomResizedCrop, as a share of the image."""
@@ -80,10 +83,16 @@ class ViewConfig:
     count: int = setting(2, low=2, high=64, added_later=True)
     """Views of each image; each is drawn to the mean of the others (2: SimSiam, more: FastSiam)."""
 
+    blur_p: float | None = setting(None, low=0, high=1, added_later=True)
+    """Chance of Gaussian blur, of images of varying sizes alone; unset: 0.5 above 64 pixels, else 0."""
+
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), added_later=True)
+    """Blur: standard deviation drawn between these, in pixels of 224; at another size in proportion."""
+
 
 @dataclass
 class CropFlipConfig:
-    """Augmentation of supervised training: random crop with zero padding, horizontal flip."""
+    """Augmentation of supervised training: random crop (of CIFAR with zero padding), horizontal flip."""
 
     padding: int = setting(4, low=0, high=1024)
     """Zero pixels added on each side before the crop of the original size."""
@@ -91,13 +100,20 @@ class CropFlipConfig:
     flip_p: float = setting(0.5, low=0, high=1)
     """Chance of a horizontal flip."""
 
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), added_later=True)
+    """Varying sizes: area of RandomResizedCrop, as a share of the image; `padding` is not used there."""
+
 
 @dataclass
 class NoiseConfig:
     """Label noise; its seed is its own, so that runs of other training seeds see the same labels."""
 
-    protocol: str = setting("symmetric", short="noise", study="noise", in_names=True)
-    """none, symmetric, symmetric-inclusive, asymmetric, asymmetric-idblock, pairflip or human:NAME."""
+    protocol: str = setting("auto", short="noise", study="noise", in_names=True)
+    """none, symmetric, symmetric-inclusive, asymmetric, asymmetric-idblock, pairflip, human:NAME, file:PATH;
+    auto: none for own images, symmetric for the others."""
+
+    labels: str | None = setting(None, short="labels", path=True, added_later=True)
+    """Labels to train on, by path or index (CSV) or for all training images in order (NPY): file:PATH."""
 
     rate: float = setting(0.4, low=0, high=1, short="noise_rate", study="noise")
     """Nominal share of wrong labels, in [0, 1]; human label files bring their own."""
@@ -110,8 +126,9 @@ class NoiseConfig:
 class ModelConfig:
     """The encoder, and how torch runs it."""
 
-    name: str = setting("resnet18_cifar", short="model", in_names=True)
-    """timm model name; `resnet18_cifar` and small siblings (`_w16`, `_w16_s2`, `_w32_s2`) are ours."""
+    name: str = setting("auto", short="model", in_names=True)
+    """timm model name; `resnet18_cifar` and small siblings (`_w16`, `_w16_s2`, `_w32_s2`) are ours; auto:
+    resnet18_cifar for images below 64 pixels, resnet18 above."""
 
     channels_last: bool = True
     """Channels-last memory format."""
@@ -348,8 +365,8 @@ class EvaluateConfig(SourceConfig, MeasureConfig):
     checkpoint: str = setting("", path=True)
     """Run folder, exported model.safetensors, or a file of a run's checkpoints/ folder."""
 
-    dataset: str | None = None
-    """Data set, by name; unset: the one the model was trained on."""
+    dataset: str | None = setting(None, path=True)
+    """Name of a data set, or own images; unset: what the model was trained on."""
 
     model: str = "resnet18_cifar"
     """timm model name, for weights that do not say what they are."""

@@ -8,10 +8,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rmd_dist.data.sources import find_source
-from rmd_dist.data.sources.base import DatasetInfo, Samples, Split
+from rmd_dist.data.images.source import ImageFiles, SampleFiles
+from rmd_dist.data.images.store import Store
+from rmd_dist.data.sources import SOURCES
+from rmd_dist.data.sources.base import DatasetInfo, DataSource, Samples, Split
+from rmd_dist.errors import ConfigError
 
-__all__ = ["Dataset", "DatasetInfo", "Samples", "Split", "dataset_info", "load_samples"]
+__all__ = [
+    "Dataset",
+    "DatasetInfo",
+    "Samples",
+    "Split",
+    "dataset_info",
+    "find_source",
+    "load_samples",
+]
 
 
 @dataclass(frozen=True)
@@ -21,25 +32,52 @@ class Dataset:
     info: DatasetInfo
     split: str
     labels: npt.NDArray[np.int64]
-    """(N,), the given labels of all samples, by sample index."""
+    """(N,), the given labels of all samples, by sample index; -1 where there are none."""
     beton: Path | None = None
-    """Checked beton file; None for the memory loader."""
+    """Checked beton file, the first of its shards; None for the memory loader."""
     images: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
     """(N, H, W, 3), C-contiguous; None when the samples are in a beton."""
     sha256: str = ""
     """SHA-256 of the samples, see Samples.sha256; tells data of one name apart."""
+    store: Store | None = field(default=None, repr=False)
+    """Images that each have a size of their own; None: all have `info.image_size`."""
+    files: SampleFiles | None = field(default=None, repr=False)
+    """Which file each sample is, of own images."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def dataset_info(name: str) -> DatasetInfo:
-    """What is known of the data set `name`. Raises ConfigError with the known names when there is none."""
-    return find_source(name).info
+def find_source(dataset: str, root: Path) -> DataSource | ImageFiles:
+    """What `dataset` names: a known data set, a folder or table of images, or one prepared below `root`.
+
+    Raises ConfigError with what it may be when it is none of them.
+    """
+    if dataset in SOURCES:
+        return SOURCES[dataset]
+    place = Path(dataset)
+    if place.exists():
+        return ImageFiles.at(place)
+    prepared = ImageFiles(dataset, None)
+    if "/" not in dataset and prepared.is_prepared(root):
+        return prepared
+    raise ConfigError(
+        f"dataset {dataset!r} is unknown: it is none of {', '.join(SOURCES)}, no folder or table of images, "
+        f"and has not been prepared in {root}"
+    )
+
+
+def dataset_info(dataset: str, root: str | Path = "data") -> DatasetInfo:
+    """What is known of a data set without reading its images.
+
+    Raises ConfigError where there is none of that name, or own images have not been prepared.
+    """
+    source = find_source(dataset, Path(root))
+    return source.info(Path(root)) if isinstance(source, ImageFiles) else source.info
 
 
 def load_samples(name: str, split: Split, root: Path, source: Path | None = None) -> Samples:
-    """Read one split of `name` into memory.
+    """Read one split of the known data set `name` into memory.
 
     `source` is what the data set is read from, such as an official python archive or its folder; None: what
     is found in `root`, else a download into `root`. Raises ConfigError with the remedy when the source is
@@ -47,4 +85,6 @@ def load_samples(name: str, split: Split, root: Path, source: Path | None = None
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
-    return find_source(name).load(split, Path(root), source)
+    if name not in SOURCES:
+        raise ConfigError(f"dataset {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+    return SOURCES[name].load(split, Path(root), source)

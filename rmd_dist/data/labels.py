@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.label_files import read_labels
 from rmd_dist.data.noise import make_noise
 
 Ints = npt.NDArray[np.int64]
@@ -27,7 +28,8 @@ class Labels:
     """(N,), the true ones, for reporting only; None where nobody knows them."""
     manifest: dict[str, Any]
     """JSON-ready: protocol, nominal_rate, realised_rate, seed, dataset, num_classes, count,
-    transitions (C x C counts, rows true), labels_sha256 (of the given ones as little-endian int64)."""
+    transitions (C x C counts, rows the data set's own labels), labels_sha256 (of the given ones as
+    little-endian int64)."""
 
     @property
     def flipped(self) -> npt.NDArray[np.bool_] | None:
@@ -35,28 +37,37 @@ class Labels:
         return None if self.clean is None else self.given != self.clean
 
 
-def make_labels(dataset: Dataset, protocol: str, rate: float, seed: int, root: str | Path = "data") -> Labels:
+def make_labels(
+    dataset: Dataset,
+    protocol: str,
+    rate: float,
+    seed: int,
+    root: str | Path = "data",
+    file: Path | None = None,
+) -> Labels:
     """The labels of `dataset` with `protocol` noise of `rate`, drawn from the noise's own `seed`.
 
-    `root`: folder (or file) of human labels. Raises ConfigError for values out of range, an unknown
-    protocol, or one that does not fit the data set (see `make_noise`).
+    `root`: folder (or file) of human labels; `file`: of labels, with the protocol `file`. The labels of own
+    images are nobody's truth: they count as clean only where noise is made of them. Raises ConfigError for
+    values out of range, an unknown protocol, or one that does not fit the data set (see `make_noise`).
     """
-    info, clean = dataset.info, dataset.labels
-    given = make_noise(clean, protocol, rate, seed, info, root)
-    transitions = np.bincount(clean * info.num_classes + given, minlength=info.num_classes**2)
+    info, own = dataset.info, dataset.labels
+    given = read_labels(file, dataset) if file else make_noise(own, protocol, rate, seed, info, root)
+    known = not info.varied or protocol not in ("none", "file")
+    transitions = np.bincount(own * info.num_classes + given, minlength=info.num_classes**2)
     nominal = 0.0 if protocol == "none" else float(rate)
     manifest = {
         "protocol": protocol,
-        "nominal_rate": None if protocol.startswith("human:") else nominal,
-        "realised_rate": float((given != clean).mean()),
+        "nominal_rate": None if protocol == "file" or protocol.startswith("human:") else nominal,
+        "realised_rate": float((given != own).mean()) if known else None,
         "seed": int(seed),
         "dataset": info.name,
         "num_classes": info.num_classes,
-        "count": len(clean),
+        "count": len(own),
         "transitions": transitions.reshape(info.num_classes, info.num_classes).tolist(),
         "labels_sha256": hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(),
     }
-    return Labels(given, clean, manifest)
+    return Labels(given, own if known else None, manifest)
 
 
 def transition_rows(

@@ -9,7 +9,7 @@ reads a mapped beton, `memory` an array. Labels are looked up by index: clean or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from rmd_dist import parallel
 from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.images.store import Store, Watch
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, ThreadReader, consume
 from rmd_dist.data.render.augment import AugmentConfig, Augmenter
 from rmd_dist.data.render.pixels import Bytes
 from rmd_dist.data.render.rng import permutation
+from rmd_dist.data.render.varied import VariedAugmenter
+from rmd_dist.data.sources.beton import check_beton
 from rmd_dist.errors import ConfigError
 from rmd_dist.parallel import share, share_sizes
 
@@ -33,7 +36,7 @@ class Batch:
     """One rank's part of a batch; its tensors belong to whoever holds it."""
 
     views: tuple[Tensor, ...]
-    """Each uint8 (b, H, W, 3)."""
+    """Each uint8 (b, S, S, 3): the views of one size, then the same views of the next."""
     index: Tensor
     """int64 (b,), data set indices."""
 
@@ -117,7 +120,41 @@ class MemorySource:
 
         def render(samples: Ints) -> Rendered:
             pixels = self._augmenter.render(self._data, samples * stride, samples, epoch)
-            return pixels, torch.from_numpy(samples.copy())
+            return pixels.unbind(0), torch.from_numpy(samples.copy())
+
+        starts = range(0, len(rows), self._batch_size)
+        return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
+
+
+class VariedSource:
+    """Batches of images that each have a size of their own: `load(sample)` gives (H, W, 3) uint8.
+
+    `watch`: of the files that they are mapped from.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Bytes],
+        augmenter: VariedAugmenter,
+        batch_size: int,
+        ahead: int,
+        watch: Watch | None,
+    ) -> None:
+        self._load, self._augmenter, self._watch = load, augmenter, watch
+        self._batch_size, self._ahead = batch_size, ahead
+
+    def close(self) -> None:
+        """Let go of the files that are watched."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def read(self, rows: Ints, epoch: int) -> Reader:
+        """Start reading the data set indices `rows` (n,) in this order."""
+
+        def render(samples: Ints) -> Rendered:
+            if self._watch is not None:
+                self._watch.check()
+            return self._augmenter.render(self._load, samples, epoch), torch.from_numpy(samples.copy())
 
         starts = range(0, len(rows), self._batch_size)
         return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
@@ -126,7 +163,9 @@ class MemorySource:
 class Loader:
     """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
 
-    def __init__(self, order: Order, source: PixelSource, augmenter: Augmenter, pinned: bool) -> None:
+    def __init__(
+        self, order: Order, source: PixelSource, augmenter: Augmenter | VariedAugmenter, pinned: bool
+    ) -> None:
         self._order, self._source, self._augmenter, self._pinned = order, source, augmenter, pinned
         self._readers: set[Reader] = set()
         self._closed = False
@@ -157,7 +196,7 @@ class Loader:
         self._readers.add(reader)
         try:
             for pixels, index in consume(reader):
-                yield Batch(pixels.unbind(0), index.pin_memory() if self._pinned else index)
+                yield Batch(tuple(pixels), index.pin_memory() if self._pinned else index)
         finally:
             self._readers.discard(reader)
 
@@ -191,10 +230,15 @@ def build_loader(
     workers: int = 1,
     batches_ahead: int = 3,
     pinned: bool = False,
+    sizes: tuple[int, ...] | None = None,
+    crop_pct: float | None = None,
 ) -> Loader:
     """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
 
-    Pixels come from the beton if the data set has one, else from memory.
+    Pixels come from the beton if the data set has one, else from memory. `sizes`: of the views, in pixels;
+    each view comes in every size, from the same crop (default: the data set's `image_size`). Images that are
+    stored at the one size that is asked for are shifted and copied, others cropped and resized;
+    `crop_pct` (default: the data set's) is the share of the shorter side that an evaluation's crop has.
 
     shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
     shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
@@ -222,13 +266,25 @@ def build_loader(
             f"batch_size is {batch_size}, but there are {len(chosen)} samples; choose a smaller batch_size"
         )
     order = Order(chosen, batch_size, seed, shuffle, rank, world_size)
-    size = dataset.info.image_size
-    augmenter = Augmenter(augment, size=size, seed=seed, workers=workers, pinned=pinned)
+    chosen_sizes = sizes or (dataset.info.image_size,)
+    fixed = dataset.store is None and chosen_sizes == (dataset.info.image_size,)
+    augmenter: Augmenter | VariedAugmenter
+    if fixed:
+        augmenter = Augmenter(augment, size=chosen_sizes[0], seed=seed, workers=workers, pinned=pinned)
+    else:
+        augmenter = VariedAugmenter(
+            augment, sizes=chosen_sizes, seed=seed, workers=workers, pinned=pinned,
+            crop_pct=dataset.info.crop_pct if crop_pct is None else crop_pct,
+        )  # fmt: skip
     source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
     return Loader(order, source, augmenter, pinned)
 
 
-def _open(dataset: Dataset, augmenter: Augmenter, batch_size: int, ahead: int) -> PixelSource:
+def _open(
+    dataset: Dataset, augmenter: Augmenter | VariedAugmenter, batch_size: int, ahead: int
+) -> PixelSource:
+    if isinstance(augmenter, VariedAugmenter):
+        return _open_varied(dataset, augmenter, batch_size, ahead)
     if dataset.beton is not None:
         from rmd_dist.data.sources.ffcv import FfcvSource
 
@@ -236,3 +292,14 @@ def _open(dataset: Dataset, augmenter: Augmenter, batch_size: int, ahead: int) -
     if dataset.images is None:
         raise ValueError(f"{dataset.info.name} {dataset.split} has neither a beton nor images")
     return MemorySource(dataset.images, augmenter, batch_size, ahead)
+
+
+def _open_varied(dataset: Dataset, augmenter: VariedAugmenter, batch_size: int, ahead: int) -> PixelSource:
+    if dataset.images is not None:
+        return VariedSource(dataset.images.__getitem__, augmenter, batch_size, ahead, None)
+    store = dataset.store or Store([check_beton(dataset.beton)] if dataset.beton else [])
+    if dataset.beton is None:
+        return VariedSource(store.load, augmenter, batch_size, ahead, Watch(store.paths))
+    from rmd_dist.data.sources.ffcv import VariedFfcvSource
+
+    return VariedFfcvSource(store, augmenter, batch_size, ahead)

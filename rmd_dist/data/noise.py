@@ -65,6 +65,8 @@ def make_noise(
         raise ConfigError(f"noise rate {rate} is not in [0, 1]; give a share such as 0.4")
     if not 0 <= seed < 1 << 64:
         raise ConfigError(f"noise seed {seed} is not in [0, 2^64); give a number such as 0")
+    if protocol == "file":
+        raise ConfigError("noise protocol file needs a file of labels")
     known = PROTOCOLS.get("human:NAME" if protocol.startswith("human:") else protocol)
     if known is None:
         raise ConfigError(f"noise protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
-Rendered = tuple[Tensor, Tensor]  # uint8 (views, b, S, S, 3); int64 (b,) data set indices
+Rendered = tuple[tuple[Tensor, ...], Tensor]  # views, each uint8 (b, S, S, 3); int64 (b,) data set indices
 
 _POLL_SECONDS = 0.2
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from rmd_dist.data.dataset import Dataset
-from rmd_dist.data.sources import find_source
+from rmd_dist.data.dataset import Dataset, find_source
+from rmd_dist.data.images.source import ImageFiles
+from rmd_dist.data.images.store import Store
 from rmd_dist.data.sources.base import DatasetInfo, DataSource, Split
 from rmd_dist.data.sources.beton import (
     BetonHeader,
@@ -25,11 +26,16 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 def prepare(name: str, root: Path, source: Path | None = None, *, progress: Progress | None = None) -> None:
     """Write the betons of both splits of `name` into `root` where missing; check those that are there.
 
+    Own images are prepared with the options of `rmd prepare` as they stand by default.
+
     Any number of processes may call this at once: one builds, the others wait. An existing beton is
     never written again. Raises ConfigError when a beton or its source is damaged, or when an existing
     beton was written from other samples than `source` holds.
     """
-    data_source, root = find_source(name), Path(root)
+    data_source, root = find_source(name, Path(root)), Path(root)
+    if isinstance(data_source, ImageFiles):
+        _refuse_source(source, name)
+        return data_source.prepare(root, progress=progress)
     info = data_source.info
     if _missing(info, root):
         waiting = (lambda: progress("waiting for the process that writes", 0, 0)) if progress else None
@@ -40,6 +46,12 @@ def prepare(name: str, root: Path, source: Path | None = None, *, progress: Prog
         sha256 = data_source.sha256(source)
         for header in headers:
             _check_source(header, data_source, source, sha256)
+    return None
+
+
+def _refuse_source(source: Path | None, name: str) -> None:
+    if source is not None:
+        raise ConfigError(f"{name} is read from where it lies; leave --source ({source}) out")
 
 
 def _build(data_source: DataSource, root: Path, source: Path | None, progress: Progress | None) -> None:
@@ -71,20 +83,32 @@ def open_dataset(
     pixels in one array, from `source`, else from an intact beton in `root`, else from the archive in
     `root` or torchvision's download. Neither needs ffcv to be installed.
     """
-    data_source, root = find_source(name), Path(root)
+    if loader not in ("ffcv", "memory"):
+        raise ConfigError(f"loader {loader!r} is unknown; choose ffcv or memory")
+    data_source, root = find_source(name, Path(root)), Path(root)
+    if isinstance(data_source, ImageFiles):
+        prepare(name, root, source, progress=progress)
+        return _open_images(data_source, split, root, loader)
     info = data_source.info
     if loader == "ffcv":
         prepare(name, root, source, progress=progress)
         header = _header(info, split, root)
         return Dataset(info, split, header.labels, header.path, None, header.manifest["samples_sha256"])
-    if loader != "memory":
-        raise ConfigError(f"loader {loader!r} is unknown; choose ffcv or memory")
     if source is None and beton_path(root, info.name, split).exists():
         header = _header(info, split, root)
         images, sha256 = read_images(header), header.manifest["samples_sha256"]
         return Dataset(info, split, header.labels, None, images, sha256)
     samples = data_source.load(split, root, source)
     return Dataset(info, split, samples.labels, None, samples.images, samples.sha256())
+
+
+def _open_images(images: ImageFiles, split: Split, root: Path, loader: str) -> Dataset:
+    """A split of own images: both loaders read the same betons, `memory` without ffcv."""
+    headers = images.open_split(split, root)
+    store, sha256 = Store(headers), headers[0].manifest["samples_sha256"]
+    beton = headers[0].path if loader == "ffcv" else None
+    files = images.files(split, root, len(store))
+    return Dataset(images.info(root), split, store.labels, beton, None, sha256, store, files)
 
 
 def _missing(info: DatasetInfo, root: Path) -> list[Split]:

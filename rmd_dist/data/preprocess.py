@@ -29,21 +29,26 @@ class Preprocess:
 
     std: tuple[float, ...]
 
+    crop_pct: float = 1.0
+    """Share of the shorter side that an evaluation's central crop has, of images of varying sizes."""
+
     @classmethod
-    def for_dataset(cls, info: DatasetInfo) -> Preprocess:
-        """What suits a model that is trained on a data set from the start: its size and statistics."""
-        return cls((info.image_size, info.image_size), info.mean, info.std)
+    def for_dataset(cls, info: DatasetInfo, size: int | None = None) -> Preprocess:
+        """What suits a model that is trained on a data set from the start: its statistics, its size or S."""
+        size = size or info.image_size
+        return cls((size, size), info.mean, info.std, info.crop_pct)
 
     @classmethod
     def of(cls, model: Any) -> Preprocess:
         """What a timm model wants, by its `pretrained_cfg`."""
         cfg = model.pretrained_cfg
-        return cls(tuple(cfg["input_size"][1:]), tuple(cfg["mean"]), tuple(cfg["std"]))
+        size, mean, std = (tuple(cfg[key]) for key in ("input_size", "mean", "std"))
+        return cls(size[1:], mean, std, cfg.get("crop_pct") or 1.0)
 
     def to_cfg(self) -> dict[str, Any]:
         """The same as entries of a `pretrained_cfg`, by which timm's transforms do what is done here."""
-        whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-        return {"input_size": (3, *self.size), "mean": self.mean, "std": self.std} | whole
+        cut = {"interpolation": "bilinear", "crop_pct": self.crop_pct, "crop_mode": "center"}
+        return {"input_size": (3, *self.size), "mean": self.mean, "std": self.std} | cut
 
     def __call__(
         self, images: Tensor, channels_last: bool = True, dtype: torch.dtype = torch.float32

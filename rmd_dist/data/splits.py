@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +42,17 @@ def choose(
     test_samples: int | None = None,
     validation: float = 0.0,
     probe_samples: int = 0,
+    groups: Callable[[], Indices] | None = None,
 ) -> Splits:
     """The splits of a run over `train_count` and `test_count` images; the same for every seed.
 
     `train_samples` of the training images are used, a share of `validation` of them held out, and at most
     `probe_samples` of the others measured (0: all); the first `test_samples` test images are measured.
+    `groups` gives (train_count,) numbers: samples of equal ones are not parted by the hold-out.
     Raises ConfigError if `train_samples` exceeds the count.
     """
-    train, held_out = hold_out(subset(train_count, train_samples), validation)
+    chosen = subset(train_count, train_samples)
+    train, held_out = hold_out(chosen, validation, groups()[chosen] if groups and validation else None)
     test: Indices = np.arange(test_count)[:test_samples]
     return Splits(train, held_out, probe(train, probe_samples), test)
 
@@ -64,18 +68,25 @@ def subset(count: int, size: int | None) -> Indices:
     return np.sort(permutation(count, 0, _SUBSET)[: size or count])
 
 
-def hold_out(indices: Indices, share: float) -> tuple[Indices, Indices]:
+def hold_out(indices: Indices, share: float, groups: Indices | None = None) -> tuple[Indices, Indices]:
     """Split `indices` into (training, validation), the latter round(share * n) of them.
 
-    Raises ConfigError where a share is asked for that leaves one of the two empty.
+    `groups` (n,): whole groups of equal numbers are held out, as many as come to that count. Raises
+    ConfigError where a share is asked for that leaves one of the two empty.
     """
-    size = round(share * len(indices))
+    size, order = round(share * len(indices)), permutation(len(indices), 0, _HOLD_OUT)
+    if groups is not None:  # whoever is met first brings the rest of its group
+        _, first, group = np.unique(groups[order], return_index=True, return_inverse=True)
+        order = order[np.argsort(first[group], kind="stable")]
+        turns = np.flatnonzero(np.diff(np.sort(first[group]), prepend=-1))
+        turns = turns[turns > 0]
+        size = int(turns[np.argmin(np.abs(turns - size))]) if len(turns) else len(indices)
     if share and not 0 < size < len(indices):
         raise ConfigError(
             f"validation = {share:g} of {len(indices)} samples holds out {size}; choose a share that leaves "
             "some on both sides"
         )
-    shuffled = indices[permutation(len(indices), 0, _HOLD_OUT)]
+    shuffled = indices[order]
     return np.sort(shuffled[size:]), np.sort(shuffled[:size])
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 
 from rmd_dist import parallel
 from rmd_dist.config import TIMM, AnyConfig, DistillConfig, is_path
+from rmd_dist.config.datasets import dataset_name
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.prepare import prepare
 from rmd_dist.engine.checkpoint import newest
@@ -133,7 +134,7 @@ def _build_trainer(config: AnyConfig, accelerator: Any, folder: RunFolder, preem
 
 def _try_out(config: AnyConfig, parts: Parts) -> None:
     """ConfigError where the model cannot be trained on such images, which many find out in a forward pass."""
-    size = dataset_info(config.data.dataset).image_size
+    size = config.data.image_size or dataset_info(config.data.dataset, config.data.root).image_size
     try:
         parts.task.try_out(size)
     except ConfigError:  # it says more
@@ -164,11 +165,12 @@ def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
         if isinstance(teacher, str) and teacher.startswith(TIMM):
             return TimmEncoder(teacher.removeprefix(TIMM), Path(weights) if weights else None)
         return Path(teacher) if teacher != "random" else "random"
-    found = newest_finished(Path(config.run.root), config.data.dataset, config.model.name)
+    dataset = dataset_name(config.data.dataset)
+    found = newest_finished(Path(config.run.root), dataset, config.model.name)
     if found is None:
         raise ConfigError(
             f"K = {config.K:g} needs a teacher, and {config.run.root}/pretrain has no finished run of "
-            f"{config.data.dataset} with {config.model.name}; run rmd pretrain first, or give "
+            f"{dataset} with {config.model.name}; run rmd pretrain first, or give "
             f"--teacher PATH, --teacher {TIMM}NAME, --teacher random or --K 0"
         )
     return found

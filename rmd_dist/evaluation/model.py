@@ -56,7 +56,7 @@ def dataset_of(config: EvaluateConfig, model: LoadedModel) -> str:
     name = config.dataset or model.dataset
     if name is None:
         raise ConfigError(f"{model.path} does not say what it was trained on; give --dataset")
-    count = dataset_info(name).num_classes
+    count = dataset_info(name, config.root).num_classes
     if model.num_classes not in (0, count):
         raise ConfigError(
             f"{model.path} has {model.num_classes} classes, {name} has {count}; "

@@ -49,8 +49,12 @@ def predict(
     """
     compute = compute or Compute()
     indices = np.arange(len(dataset)) if indices is None else indices
+    wanted = Preprocess.of(model)
     loader = build_loader(
         dataset,
+        # Images of varying sizes are cut and resized once, to what the model wants; others by Preprocess.
+        sizes=(max(wanted.size),) if dataset.store else None,
+        crop_pct=wanted.crop_pct,
         augment=None,
         batch_size=batch_size,
         indices=indices,

@@ -197,16 +197,19 @@ def _input(about: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         size, mean, std = (tuple(given[key]) for key in INPUT)
         sound = len(size) == len(mean) == len(std) == 3 and size[0] == 3
         sound = sound and all(type(n) is int and 0 < n <= MAX_SIZE for n in size)
-        sound = sound and all(isinstance(v, int | float) and math.isfinite(v) for v in (*mean, *std))
-        if not sound or min(std) <= 0:
+        crop_pct = given.get("crop_pct", 1.0)
+        sound = sound and all(
+            isinstance(v, int | float) and math.isfinite(v) for v in (*mean, *std, crop_pct)
+        )
+        if not sound or min(std) <= 0 or not 0 < crop_pct <= 1:
             raise ValueError
-    except (TypeError, KeyError, ValueError):
+    except (AttributeError, TypeError, KeyError, ValueError):
         raise ConfigError(
             f"{folder}: input = {given!r} must have input_size [3, H, W], mean and std; {_ALONE}"
         ) from None
-    kinds = {"interpolation": str, "crop_pct": float, "crop_mode": str}
-    rendered = {key: given[key] for key, kind in kinds.items() if isinstance(given.get(key), kind)}
-    return {"input_size": size, "mean": mean, "std": std} | rendered
+    words = {"interpolation": "bilinear", "crop_mode": "center"}
+    words |= {key: given[key] for key in words if isinstance(given.get(key), str)}
+    return {"input_size": size, "mean": mean, "std": std, "crop_pct": crop_pct} | words
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _shown(value: object) -> str:
 
 
 def _images(config: DistillConfig) -> str:
-    count = config.data.train_samples or dataset_info(config.data.dataset).train_count
+    count = config.data.train_samples or dataset_info(config.data.dataset, config.data.root).train_count
     held_out = round(config.validation * count)
     if not held_out:
         return f"{grouped(count)} training images"
@@ -61,7 +61,7 @@ def _images(config: DistillConfig) -> str:
 
 
 def _tested(config: DistillConfig) -> int:
-    return config.data.test_samples or dataset_info(config.data.dataset).test_count
+    return config.data.test_samples or dataset_info(config.data.dataset, config.data.root).test_count
 
 
 def _augmentation(config: DistillConfig) -> str:
@@ -97,7 +97,9 @@ def _file(teacher: Path) -> str:
 
 def _pretraining(config: Mapping[str, Any], knn: float | None) -> str:
     """A pretraining run in words, by its flat configuration. Raises KeyError if that lacks something."""
-    count = config["data.train_samples"] or dataset_info(config["data.dataset"]).train_count
+    count = (
+        config["data.train_samples"] or dataset_info(config["data.dataset"], config["data.root"]).train_count
+    )
     known = f"kNN accuracy {100 * knn:.2f} %" if knn is not None else "not finished"
     return (
         f"SimSiam, {grouped(count)} images without labels, {config['optim.epochs']} epochs of batch "

@@ -105,14 +105,18 @@ def choose_samples(run: Path, wanted: Embedding) -> Samples:
 
 def _require_data(config: DistillConfig) -> None:
     """ConfigError where reading the data set would first fetch it or write a beton."""
-    from rmd_dist.data.sources import find_source
+    from rmd_dist.data.dataset import find_source
+    from rmd_dist.data.images.source import ImageFiles
     from rmd_dist.data.sources.beton import beton_path
 
-    data = config.data
-    data_source = find_source(data.dataset)
+    data, root = config.data, Path(config.data.root)
+    data_source = find_source(data.dataset, root)
+    if isinstance(data_source, ImageFiles):
+        data_source.info(root)
+        return
     if not data_source.needs_files:
         return
-    root, given = Path(data.root), Path(data.source) if data.source else None
+    given = Path(data.source) if data.source else None
     betons = all(beton_path(root, data.dataset, split).exists() for split in ("train", "test"))
     if not betons and (data.loader == "ffcv" or not data_source.is_here(root, given)):
         raise ConfigError(f"the data of {data.dataset} that its runs used are not where they were")

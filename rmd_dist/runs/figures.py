@@ -24,7 +24,7 @@ ANNOTATED_CLASSES = 20  # above it numbers and names do not fit the cells
 
 
 def view_grid(views: Sequence[npt.NDArray[np.uint8]], columns: int = 8, cell: int = 96) -> Image:
-    """One row per view, one column per sample: views[v] is (B, H, W, 3) uint8, all of one shape.
+    """One row per view, one column per sample: views[v] is (B, H, W, 3) uint8; rows may differ in size.
 
     The first `columns` samples are shown, enlarged by whole factors without smoothing to about `cell` pixels.
     """
@@ -34,6 +34,8 @@ def view_grid(views: Sequence[npt.NDArray[np.uint8]], columns: int = 8, cell: in
         cells = view[:columns].repeat(factor, axis=1).repeat(factor, axis=2)
         padded = np.pad(cells, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
         rows.append(np.concatenate(list(padded), axis=1))
+    width = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     grid = np.concatenate(rows, axis=0)
     return np.pad(grid, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
 

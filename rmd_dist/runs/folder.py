@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmd_dist import __version__
-from rmd_dist.config import AnyConfig, DistillConfig, is_path
+from rmd_dist.config import AnyConfig, DistillConfig, NoiseConfig, is_path
 from rmd_dist.config.convert import flatten, later_defaults, save_yaml
+from rmd_dist.config.datasets import dataset_name
 from rmd_dist.config.fields import Facts, facts_of
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, expanded, read_json, remove_debris, sha256, write_json
@@ -32,18 +33,22 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system with
 
 def default_name(config: AnyConfig) -> str:
     """Folder name from what tells runs apart, such as `cifar10-resnet18_cifar-gce-symmetric0.4-K1-seed0`."""
-    parts = [config.data.dataset, config.model.name]
+    parts = [dataset_name(config.data.dataset), config.model.name]
     if isinstance(config, DistillConfig):
-        noise = config.noise.protocol.replace(":", "-")
-        parts += [
-            config.loss,
-            noise if noise == "none" or ":" in config.noise.protocol else f"{noise}{config.noise.rate:g}",
-        ]
+        parts += [config.loss, _noise_name(config.noise)]
         parts.append(f"K{config.K:g}")
         if config.teacher and config.K and not is_path(config.teacher):
             parts.append(f"{config.teacher.replace(':', '-')}-teacher")
     parts += [f"seed{config.run.seed}"]
     return "-".join(parts)
+
+
+def _noise_name(noise: NoiseConfig) -> str:
+    """Such as symmetric0.4; of labels from a file, which may be called anything, `file-STEM`."""
+    if noise.labels:
+        return f"file-{dataset_name(noise.labels)}"
+    fixed = noise.protocol == "none" or ":" in noise.protocol
+    return noise.protocol.replace(":", "-") if fixed else f"{noise.protocol}{noise.rate:g}"
 
 
 class RunFolder:
@@ -110,7 +115,7 @@ class RunFolder:
         start = self.manifest() or {
             "format": 1,
             "stage": self.stage,
-            "dataset": self.config.data.dataset,
+            "dataset": dataset_name(self.config.data.dataset),
             "model": self.config.model.name,
             "created": _now(),
             "versions": _versions(),
@@ -185,11 +190,13 @@ class RunFolder:
     def _refuse_differences(self, saved: dict[str, Any]) -> None:
         now = json.loads(json.dumps(flatten(self.config)))
         saved = later_defaults(type(self.config)) | saved
-        for values in (saved, now):  # teacher_sha256 decides, wherever the file lies
+        for values in (saved, now):  # their SHA-256 decide, wherever the files lie
             if is_path(values.get("teacher")):
                 values["teacher"] = None
-            if "teacher_weights" in values:
-                values["teacher_weights"] = None
+            for key in ("teacher_weights", "noise.labels"):
+                values |= {key: None} if key in values else {}
+            if "data.dataset" in values:
+                values["data.dataset"] = dataset_name(str(values["data.dataset"]))
         keys = [key for key in sorted(saved.keys() | now.keys()) if not self._free(key)]
         unknown = [key for key in self._insisted if not any(_within(k, key) for k in [*keys, *RECORDED])]
         if unknown:

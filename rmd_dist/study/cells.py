@@ -49,7 +49,7 @@ class Cell:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         data, optim = self.config.data, self.config.optim
-        count = data.train_samples or dataset_info(data.dataset).train_count
+        count = data.train_samples or dataset_info(data.dataset, data.root).train_count
         if isinstance(self.config, DistillConfig):
             count -= round(self.config.validation * count)
         steps = count // data.batch_size * optim.epochs

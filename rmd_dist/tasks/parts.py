@@ -63,6 +63,11 @@ def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource
 def build_distillation(config: DistillConfig, compute: Compute, teacher: TeacherSource) -> Parts:
     """A student on noisy labels, and its teacher."""
     train, test, splits = build_data(config, config.validation)
+    if not train.info.classes:
+        raise ConfigError(
+            f"{train.info.name} has no labels, without which only rmd pretrain works; put the images into "
+            "folders of classes, or name them with their labels in a table"
+        )
     labels = build_labels(config, train)
     num_classes = train.info.num_classes
     student = Student(build_model(config, train.info, num_classes))
@@ -83,7 +88,10 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     counts = {"validation_samples": len(splits.validation)}
     noise = {"noise": labels.manifest, "labels_sha256": labels.manifest["labels_sha256"]}
     about = _about(config, train, splits, student) | counts | noise | taught
-    return Parts(task, train_loader(config, train, splits, config.augment, compute), num_classes, about)
+    # Of images of varying sizes the teacher gets the same crop at its own size.
+    also = max(task.teacher_preprocess.size) if train.store and frozen is not None and config.K else None
+    loader = train_loader(config, train, splits, config.augment, compute, also)
+    return Parts(task, loader, num_classes, about)
 
 
 BUILDERS: dict[type, Callable[[Any, Compute, TeacherSource], Parts]] = {
@@ -109,6 +117,7 @@ def build_data(config: AnyConfig, validation: float = 0.0) -> tuple[Dataset, Dat
         test_samples=data.test_samples,
         validation=validation,
         probe_samples=config.eval.train_samples,
+        groups=train.files.groups if train.files else None,
     )
     return train, test, splits
 
@@ -116,12 +125,18 @@ def build_data(config: AnyConfig, validation: float = 0.0) -> tuple[Dataset, Dat
 def build_labels(config: DistillConfig, train: Dataset) -> Labels:
     """The given, noisy labels of the training split."""
     noise = config.noise
-    return make_labels(train, noise.protocol, noise.rate, noise.seed, config.data.root)
+    file = Path(noise.labels) if noise.labels else None
+    return make_labels(train, noise.protocol, noise.rate, noise.seed, config.data.root, file)
 
 
 def build_model(config: AnyConfig, info: DatasetInfo, num_classes: int) -> Any:
     """The configured timm model, untrained, for the data set's images."""
-    return create(config.model.name, num_classes, Preprocess.for_dataset(info).to_cfg())
+    return create(config.model.name, num_classes, _wanted(config, info).to_cfg())
+
+
+def _wanted(config: AnyConfig, info: DatasetInfo) -> Preprocess:
+    """What a model gets that is trained on a data set from the start."""
+    return Preprocess.for_dataset(info, config.data.image_size)
 
 
 def build_teacher(
@@ -163,9 +178,9 @@ def _of_timm(source: TimmEncoder) -> tuple[Any, dict[str, Any]]:
 def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[Any, dict[str, Any]]:
     """(an encoder on disk, what manifests say of it)."""
     loaded = load(source, config.model.name)
-    if loaded.dataset not in (None, config.data.dataset):
+    if loaded.dataset not in (None, info.name):
         raise ConfigError(
-            f"teacher {source} was trained on {loaded.dataset}, this run uses {config.data.dataset}; "
+            f"teacher {source} was trained on {loaded.dataset}, this run uses {info.name}; "
             "give a --teacher of the same data set"
         )
     if loaded.stage == "distill":
@@ -173,7 +188,7 @@ def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[A
             f"teacher {source} is a student, trained on labels; give a pretraining run, "
             "whose encoder never saw one"
         )
-    loaded.assume_input(Preprocess.for_dataset(info).to_cfg())
+    loaded.assume_input(_wanted(config, info).to_cfg())
     _tell_prefix(str(loaded.path), loaded.prefix)
     return loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
 
@@ -198,11 +213,18 @@ def _start_as(student: Student, teacher: Encoder) -> None:
 
 
 def train_loader(
-    config: AnyConfig, train: Dataset, splits: Splits, augment: ViewConfig | CropFlipConfig, compute: Compute
+    config: AnyConfig,
+    train: Dataset,
+    splits: Splits,
+    augment: ViewConfig | CropFlipConfig,
+    compute: Compute,
+    also: int | None = None,
 ) -> Loader:
-    """Augmented micro-batches of this rank in the global order."""
+    """Augmented micro-batches of this rank in the global order, each view in a second size `also`, too."""
+    size = config.data.image_size or train.info.image_size
     return build_loader(
         train,
+        sizes=(size,) if also in (None, size) else (size, also),
         augment=augment,
         batch_size=config.data.batch_size // config.optim.accumulation,
         seed=config.run.seed,
@@ -215,7 +237,7 @@ def train_loader(
 def _about(config: AnyConfig, train: Dataset, splits: Splits, model: Any) -> dict[str, Any]:
     return {
         "stage": config.stage,
-        "dataset": config.data.dataset,
+        "dataset": train.info.name,
         "data_sha256": train.sha256,
         "train_samples": len(splits.train),
         "classes": list(train.info.classes),

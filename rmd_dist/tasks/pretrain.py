@@ -60,6 +60,9 @@ class PretrainTask(Task):
         features = partial(
             predict, network, compute=self.compute, batch_size=eval.batch_size, between=between
         )
+        if not self.train.info.classes:  # nothing tells right from wrong, but collapse shows
+            spread = feature_spread(features(self.test, splits.test).float())
+            return Evaluation({"eval/feature_spread": float(spread)})
         # The labels serve the report alone.
         bank, bank_labels = features(self.train, splits.probe).float(), self.train.labels[splits.probe]
         queries, query_labels = features(self.test, splits.test).float(), self.test.labels[splits.test]
@@ -78,8 +81,8 @@ class PretrainTask(Task):
         )
 
     def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
-        accuracy = measured["eval/knn_accuracy"]
-        if not at_chance(accuracy, self.test.info.num_classes, len(self.splits.test)):
+        accuracy = measured.get("eval/knn_accuracy")
+        if accuracy is None or not at_chance(accuracy, self.test.info.num_classes, len(self.splits.test)):
             return None
         loss, spread = (logged.get(f"train/{name}", math.nan) for name in ("loss", "feature_spread"))
         return (

@@ -34,6 +34,8 @@ def another(cls, key):
         return not default
     if isinstance(default, dict):
         return {"q": 0.5}
+    if key == "noise.protocol":
+        return "file"  # the one that goes with labels of a file
     if isinstance(default, list):
         return ["optim", "data"] if str in kinds else [0.25, 0.5]
     if kinds & {int, float}:
@@ -161,6 +163,7 @@ MISTAKES = [
     (["--noise-rate", "1.5"], ["noise.rate", "1.5", "0 to 1"]),
     (["--batch-size", "10", "--accumulation", "3"], ["batch_size", "accumulation", "multiple"]),
     (["--optim.milestones", "[0.9, 0.5]"], ["milestones", "rising"]),
+    (["--augment.crop_scale", "[0, 1]"], ["augment.crop_scale", "rise within (0, 1]"]),
     (["--config", "/nowhere/x.yaml"], ["/nowhere/x.yaml"]),
     (["--student-init", "teacher", "--K", "0"], ["student_init", "--teacher"]),
     (["--K"], ["--K needs a value"]),
@@ -179,6 +182,13 @@ def test_a_mistake_is_one_line_with_the_remedy(words, named):
     assert "\n" not in message
     for part in named:
         assert part in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("crop_scale", "[0.5, 1.5]"), ("blur_sigma", "[2.0, 0.1]")])
+def test_ranges_of_views_rise(key, value):
+    with pytest.raises(ConfigError, match=rf"^views\.{key} = .* must rise within"):
+        parse(PretrainConfig, [f"--views.{key}", value])
+    assert parse(PretrainConfig, [f"--views.{key}", "[0.5, 0.7]"])
 
 
 @pytest.mark.parametrize(
@@ -277,10 +287,11 @@ def test_every_key_that_is_a_path_is_marked():
     for cls in (PretrainConfig, DistillConfig, EvaluateConfig):
         paths = {key for key, facts in facts_of(cls).items() if facts.path}
         named = {key for key in facts_of(cls) if key.split(".")[-1] in PATHS}
+        named |= {key for key in facts_of(cls) if key in ("data.dataset", "dataset")}  # a name, or a path
         assert paths == named
 
 
-PATHS = ("root", "source", "resume", "teacher", "checkpoint", "out")
+PATHS = ("root", "labels", "source", "teacher_weights", "resume", "teacher", "checkpoint", "out")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from rmd_dist.config import CropFlipConfig, ViewConfig
 from rmd_dist.data.render import augment
-from rmd_dist.data.render.augment import Augmenter, sample_views
+from rmd_dist.data.render.augment import Augmenter, sample_views, view_settings
 from rmd_dist.errors import ConfigError
 
 DRAWS = 4000
@@ -22,7 +22,9 @@ ENOUGH = 1e-3  # p value below which two distributions count as different; all d
 
 
 def drawn(config: ViewConfig, size: int, n: int = DRAWS) -> np.ndarray:
-    return sample_views(config, size, seed=1, epoch=2, samples=np.arange(n), view=0)
+    return sample_views(
+        view_settings(config, blur_p=0.4), size, size, seed=1, epoch=2, samples=np.arange(n), view=0
+    )
 
 
 def same_counts(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -64,6 +66,7 @@ def test_colour_parameters_are_distributed_like_torchvisions() -> None:
     for name in ("brightness", "contrast", "saturation", "hue"):
         expected = [p[f"{name}_factor"] for p in theirs]
         assert stats.ks_2samp(ours[name], expected).pvalue > ENOUGH, name
+    assert stats.kstest(ours["sigma"], stats.uniform(0.1, 1.9).cdf).pvalue > ENOUGH
     first = np.array([int(p["fn_idx"][0]) * 4 + int(p["fn_idx"][1]) for p in theirs])
     orders = augment._ORDERS[ours["order"]]
     assert same_counts(orders[:, 0] * 4 + orders[:, 1], first) > ENOUGH
@@ -73,7 +76,7 @@ def test_colour_parameters_are_distributed_like_torchvisions() -> None:
 def test_chances_are_the_configured_ones_and_independent() -> None:
     config = ViewConfig(flip_p=0.3, jitter_p=0.7, grayscale_p=0.15)
     ours = drawn(config, 32)
-    for name, p in (("flip", 0.3), ("jitter", 0.7), ("gray", 0.15)):
+    for name, p in (("flip", 0.3), ("jitter", 0.7), ("gray", 0.15), ("blur", 0.4)):
         assert stats.binomtest(int(ours[name].sum()), DRAWS, p).pvalue > ENOUGH, name
     numbers = np.stack([ours[name].astype(float) for name in augment.VIEW_PARAMETERS.names or ()])
     correlation = np.corrcoef(numbers) - np.eye(len(numbers))
@@ -89,11 +92,10 @@ def test_crop_offsets_and_flips_are_uniform() -> None:
     assert stats.chisquare(np.bincount(rows[:, 0] * 9 + rows[:, 1], minlength=81)).pvalue > ENOUGH
 
 
-def torchvision_view(image: torch.Tensor, view: np.void) -> torch.Tensor:
+def torchvision_view(image: torch.Tensor, view: np.void, size: int) -> torch.Tensor:
     """One view by torchvision, in the order of its usual Compose, with our parameters."""
-    size = [image.shape[-1]] * 2
     box = [int(view[name]) for name in ("top", "left", "height", "width")]
-    out = tv.resized_crop(image, *box, size, antialias=True)
+    out = tv.resized_crop(image, *box, [size, size], antialias=True)
     if view["flip"]:
         out = tv.horizontal_flip(out)
     operations: list[tuple[Any, str]] = [
@@ -115,12 +117,16 @@ def test_whole_views_equal_torchvisions(size: int) -> None:
     pixels = render(Augmenter(ViewConfig(), size=size, seed=5), images, np.arange(count), epoch=3)
     steps = []
     for number in range(2):
-        views = sample_views(ViewConfig(), size, seed=5, epoch=3, samples=np.arange(count), view=number)
+        views = sample_views(
+            view_settings(ViewConfig()), size, size, seed=5, epoch=3, samples=np.arange(count), view=number
+        )
         for image, view, ours in zip(images, views, pixels[number], strict=True):
             start = torch.from_numpy(image).permute(2, 0, 1)
-            exact = torchvision_view(start / 255.0, view) * 255.0
+            exact = torchvision_view(start / 255.0, view, size) * 255.0
             assert np.abs(ours - exact.permute(1, 2, 0).numpy()).max() < 0.51
-            bytewise = torchvision_view(start, view).permute(1, 2, 0).numpy()  # cut to bytes after every step
+            bytewise = (
+                torchvision_view(start, view, size).permute(1, 2, 0).numpy()
+            )  # cut to bytes after every step
             steps.append(np.abs(ours.astype(int) - bytewise))
     assert np.mean(steps) < 1.5
     assert np.quantile(steps, 0.99) <= 4
@@ -188,6 +194,7 @@ def test_nothing_asked_for_is_the_image_itself() -> None:
         ({"hue": 0.6}, "hue"),
         ({"jitter_p": 1.5}, "jitter_p"),
         ({"flip_p": float("nan")}, "flip_p"),
+        ({"blur_p": 0.5}, "blur_p"),
     ],
 )
 def test_bad_view_settings_are_named(change: dict[str, Any], word: str) -> None:

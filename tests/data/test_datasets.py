@@ -17,7 +17,7 @@ import pytest
 from rmd_dist.data.dataset import Samples, dataset_info, load_samples
 from rmd_dist.data.labels import make_labels
 from rmd_dist.data.prepare import open_dataset
-from rmd_dist.data.sources import SOURCES, archive, find_source
+from rmd_dist.data.sources import SOURCES, archive
 from rmd_dist.data.sources.cifar import CIFAR10, CIFAR100
 from rmd_dist.data.sources.cifar_classes import CIFAR100_CLASSES, CIFAR100_COARSE, CIFAR100_SUPERCLASSES
 from rmd_dist.errors import ConfigError
@@ -45,7 +45,7 @@ def test_cifar10_in_every_form(tmp_path: Path) -> None:
         np.testing.assert_array_equal(train.labels, np.concatenate([part[1] for part in parts]))
         assert train.images.flags.c_contiguous
         assert train.labels.dtype == np.int64
-        assert train.source_sha256 == find_source("cifar10").sha256(source)
+        assert train.source_sha256 == CIFAR10.sha256(source)
         test = load_samples("cifar10", "test", NOWHERE, source)
         np.testing.assert_array_equal(test.images, expected(20, 10, 6)[0])
 
@@ -310,13 +310,13 @@ def test_unknown_names() -> None:
 
 def test_sources_are_listed_by_their_names() -> None:
     assert list(SOURCES) == ["cifar10", "cifar100", "digits"]
-    assert all(find_source(name).info.name == name for name in SOURCES)
+    assert all(source.info.name == name for name, source in SOURCES.items())
     assert [dataset_info(name).num_classes for name in SOURCES] == [10, 100, 10]
 
 
 def test_what_is_here(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", cifar10())
-    assert find_source("digits").is_here(NOWHERE, None)
+    assert SOURCES["digits"].is_here(NOWHERE, None)
     assert CIFAR10.is_here(NOWHERE, source) and CIFAR10.is_here(source, None)
     assert not CIFAR10.is_here(NOWHERE, None) and not CIFAR10.is_here(source, NOWHERE)
     assert not CIFAR100.is_here(source, None)

@@ -38,7 +38,7 @@ def test_a_model_says_what_it_wants() -> None:
         wanted.size == (16, 16) and Preprocess.of(create("resnet18_cifar_w16", 0, wanted.to_cfg())) == wanted
     )
     cfg = timm.get_pretrained_cfg("resnet18")
-    assert Preprocess.of(create("resnet18", 0)) == Preprocess((224, 224), cfg.mean, cfg.std)
+    assert Preprocess.of(create("resnet18", 0)) == Preprocess((224, 224), cfg.mean, cfg.std, cfg.crop_pct)
 
 
 def test_images_of_another_size_are_resized() -> None:

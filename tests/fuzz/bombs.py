@@ -13,11 +13,13 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tests.data import archives
 from tests.fuzz.targets import (
@@ -502,6 +504,98 @@ for _architecture in (
 HARMLESS |= {f"architecture {value!r}" for value in ("", None)}  # the default
 for _about in ([], "x", {"dataset": 3}, {"stage": []}, {"dataset": ["digits"]}, None, 7):
     BOMBS["exported model", f"about {_about!r}"] = _config_json({"rmd_dist": _about})
+
+
+# Images
+
+
+def _png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    out = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return out
+
+
+def _tiff(*tags: tuple[int, int, int, int], after: int = 0, rest: bytes = b"") -> bytes:
+    """Little-endian, of (tag, type, count, value), with the next directory at `after`."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", after) + rest
+
+
+def _written(kind: str, mode: str, size: tuple[int, int], **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def _scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is there `count` times."""
+    data = _written("JPEG", "L", (8000, 8000), progressive=True)
+    start = data.rfind(b"\xff\xda")
+    return data[:start] + data[start:-2] * count + data[-2:]
+
+
+_ZEROS = zlib.compress(bytes(30 << 20))
+_TEXT = (b"zTXt", b"a\0\0" + zlib.compress(bytes((1 << 20) - 1)))
+_ROW = ((256, 4, 1, 8000), (257, 4, 1, 8000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1))
+_JPEG_HEADER = b"\xff\xd8\xff\xc0\0\x11\x08%s\x03\x01\x11\0\x02\x11\0\x03\x11\0"
+_FILES: dict[str, Callable[[], bytes]] = {
+    "PNG of 2^31 pixels a side": lambda: _png(2**31 - 1, 2**31 - 1, (b"IDAT", _ZEROS)),
+    "PNG of 65 megapixels": lambda: _png(13_000, 5_000, (b"IDAT", _ZEROS)),
+    "PNG of 63 megapixels without data": lambda: _png(7_900, 8_000, (b"IDAT", zlib.compress(b"\0"))),
+    "PNG of one pixel and 30 MB": lambda: _png(1, 1, (b"IDAT", _ZEROS)),
+    "PNG of 64 megapixels of 16-bit RGBA, whole": lambda: _png(
+        8000, 8000, (b"IDAT", zlib.compress(bytes(64_001 * 8000), 1)), bits=16, colour=6
+    ),
+    "PNG with a text of 30 MB": lambda: _png(1, 1, (b"zTXt", b"a\0\0" + _ZEROS), (b"IDAT", b"")),
+    "PNG with an international text of 30 MB": lambda: _png(
+        1, 1, (b"iTXt", b"a\0\1\0\0\0" + _ZEROS), (b"IDAT", b"")
+    ),
+    "PNG with 100 texts of 1 MB": lambda: _png(1, 1, *[_TEXT] * 100, (b"IDAT", zlib.compress(bytes(4)))),
+    "PNG with a profile of 30 MB": lambda: _png(1, 1, (b"iCCP", b"a\0\0" + _ZEROS), (b"IDAT", b"")),
+    "PNG with 100 texts behind": lambda: _png(1, 1, (b"IDAT", zlib.compress(bytes(4))), *[_TEXT] * 100),
+    "APNG of 2^32 frames": lambda: _png(
+        1, 1, (b"acTL", b"\xff" * 8), (b"fcTL", bytes(26)), (b"IDAT", zlib.compress(bytes(4)))
+    ),
+    "GIF of 65535 by 65535": lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\x02\x02L\x01\0;",
+    "GIF whose frame is larger": lambda: b"GIF89a\1\0\1\0\0\0\0,\xff\xff\xff\xff\xff\xff\xff\xff\0\x02\0;",
+    "GIF of 100 000 comments": lambda: b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1a\0" * 100_000,
+    "JPEG of 65535 by 65535": lambda: _JPEG_HEADER % (b"\xff" * 4),
+    "JPEG of 16 megapixels, cut": lambda: _written("JPEG", "CMYK", (4000, 4000))[:2000],
+    "JPEG of 64 megapixels, whole": lambda: _written("JPEG", "CMYK", (8000, 8000), progressive=True),
+    "JPEG of 25 scans, whole": lambda: _scans(20),
+    "JPEG of 20 000 scans": lambda: _scans(20_000),
+    "JPEG of 100 000 segments": lambda: b"\xff\xd8" + b"\xff\xe1\0\x04ab" * 100_000,
+    "TIFF of 2^32 pixels a side": lambda: _tiff((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1), *_ROW[2:]),
+    "TIFF of 64 megapixels without data": lambda: _tiff(*_ROW, (273, 4, 1, 8), (278, 4, 1, 1)),
+    "TIFF of one strip of 2^32 rows": lambda: _tiff(*_ROW, (273, 4, 1, 8), (278, 4, 1, 2**32 - 1)),
+    "TIFF of 2^32 strips": lambda: _tiff(*_ROW, (273, 4, 2**32 - 1, 8), (278, 4, 1, 1)),
+    "TIFF of 2^16 samples a pixel": lambda: _tiff(*_ROW, (273, 4, 1, 8), (277, 3, 1, 65535)),
+    "TIFF of huge tiles": lambda: _tiff(*_ROW, (322, 4, 1, 2**31), (323, 4, 1, 2**31), (324, 4, 1, 8)),
+    "TIFF of huge tiles in LZW": lambda: _tiff(
+        *_ROW[:3], (259, 3, 1, 5), _ROW[4], (322, 4, 1, 2**16), (323, 4, 1, 2**16), (324, 4, 1, 8)
+    ),
+    "TIFF whose directory follows itself": lambda: _tiff(*_ROW, (273, 4, 1, 8), after=8),
+    "BigTIFF of 2^64 entries": lambda: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 8,
+    "WebP of 16383 by 16383": lambda: b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0\xfe\x3f\0\xfe\x3f\0VP8 "
+    + bytes(18),
+    "WebP of 64 megapixels, whole": lambda: _written("WEBP", "RGBA", (8000, 8000), lossless=True, method=0),
+    "BMP of 2^31 pixels a side": lambda: b"BM" + struct.pack(
+        "<IIIIiiHHIIiiII", 99, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, *[0] * 6
+    ),
+    "BMP of 64 megapixels in RLE, whole": lambda: b"BM" + struct.pack(
+        "<IIIIiiHHIIiiII", 99, 0, 1078, 40, 8000, 8000, 1, 8, 1, 0, 0, 0, 256, 0
+    ) + bytes(1024) + b"\1\0" * 500_000 + b"\0\2\xff\xff" * 1000,
+    "PPM of 10^8 pixels a side": lambda: b"P6 99999999 99999999 255 ",
+    "PPM of a number of 10 MB": lambda: b"P6 " + b"9" * (10 << 20),
+    "PPM of a comment of 10 MB": lambda: b"P3 8000 8000 255 #" + b"9" * (10 << 20),
+    "PPM in words of 64 megapixels": lambda: b"P1 8000 8000 " + b"0 1" * 10**6,
+}  # fmt: skip
+for _name, _file in _FILES.items():
+    BOMBS["image file", _name] = lambda folder, file=_file: put(folder / "image.png", file())
+HARMLESS |= {name for name in _FILES if name.endswith("whole")}
+HARMLESS |= {"APNG of 2^32 frames", "PNG of one pixel and 30 MB", "TIFF whose directory follows itself"}
 
 
 # YAML

@@ -12,13 +12,16 @@ import json
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.tensorboard
+from PIL import Image
 from torch import nn
 
 from rmd_dist.commands.compare import rows
@@ -26,12 +29,15 @@ from rmd_dist.config import DistillConfig, EvaluateConfig, PretrainConfig
 from rmd_dist.config.cli import parse
 from rmd_dist.config.convert import save_yaml
 from rmd_dist.data.dataset import Samples, dataset_info, load_samples
+from rmd_dist.data.images.read import Unreadable, read_image
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.sources.beton import write_beton
 from rmd_dist.data.sources.human import load_human_labels
 from rmd_dist.engine.checkpoint import newest, open_checkpoint, write_checkpoint
 from rmd_dist.engine.start import _choose_teacher
 from rmd_dist.engine.state import State
+from rmd_dist.errors import ConfigError
+from rmd_dist.files import read_bytes
 from rmd_dist.models.export import create, export, load
 from rmd_dist.runs.curves import PANELS, read_curve
 from rmd_dist.runs.folder import RunFolder, newest_finished, read_manifest
@@ -301,6 +307,62 @@ def _open_pth(folder: Path) -> None:
     assert out.shape[1] == (loaded.num_classes or loaded.module.num_features)
 
 
+# Images
+
+IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bmp": ("RGB", {}),
+    "gif": ("P", {"transparency": 3, "save_all": True}),
+    "jpg": ("RGB", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+    "progressive.jpg": ("CMYK", {"progressive": True}),
+    "png": ("RGBA", {"icc_profile": bytes(300), "save_all": True, "default_image": True}),
+    "grey.png": ("I;16", {}),
+    "palette.png": ("P", {"transparency": bytes(range(200))}),
+    "ppm": ("RGB", {}),
+    "tif": ("RGBA", {"save_all": True}),
+    "lzw.tif": ("RGB", {"compression": "tiff_lzw"}),
+    "jpeg.tif": ("YCbCr", {"compression": "jpeg"}),
+    "fax.tif": ("1", {"compression": "group4"}),
+    "webp": ("RGB", {}),
+    "lossless.webp": ("RGBA", {"lossless": True, "save_all": True}),
+}
+"""End of the name -> mode and options of an image that is written."""
+
+
+def _make_images(folder: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for name, (mode, options) in IMAGES.items():
+        image = Image.fromarray(noise).convert("I" if mode == "I;16" else mode)
+        more = (
+            {"append_images": [image.transpose(Image.Transpose.ROTATE_180)]} if "save_all" in options else {}
+        )
+        image.convert(mode).save(folder / f"image.{name}", **options, **more)
+
+
+def _open_images(folder: Path) -> None:
+    """All of them, so that the file that is not read is the spoilt one."""
+    for path in sorted(folder.iterdir()):
+        try:
+            content = read_bytes(path, 1 << 28)
+        except OSError as error:
+            raise ConfigError(f"{path.name}: {error}") from error
+        try:
+            read = read_image(content)
+        except Unreadable as error:
+            assert str(error).isprintable() and 0 < len(str(error)) < 300
+            raise ConfigError(f"{path.name}: {error}") from error
+        assert read.pixels.shape[2] == 3 and 0 < min(read.pixels.shape) <= 256
+
+
+def signed_png(folder: Path, data: bytes) -> None:
+    """Every chunk of the PNG with its checksum put right."""
+    out, place = data[:8], 8
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4])
+        out += data[place:end] + zlib.crc32(data[place + 4 : end]).to_bytes(4)
+        place = end + 4
+    put(folder / "image.png", out)
+
+
 # Configurations
 
 
@@ -401,6 +463,15 @@ TARGETS: dict[str, Target] = {
         {
             "file": plain(PTH),
             "pickle": View(lambda folder: _pth_members(folder)["weights/data.pkl"], with_pth_pickle),
+        },
+    ),
+    "image file": Target(
+        _make_images,
+        _open_images,
+        tuple(f"image.{name}" for name in IMAGES),
+        {
+            "png, signed anew": View(plain("image.png").read, signed_png),
+            **{name: plain(f"image.{name}") for name in IMAGES},
         },
     ),
     "YAML config": Target(

@@ -46,7 +46,7 @@ def test_weights_from_a_file_by_whatever_their_names_begin_with(kind, prefix, tm
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert found.prefix == ("state_dict." if kind == "pth" else "") + prefix
     cfg = timm.get_pretrained_cfg(NAME)
-    assert Preprocess.of(found.module) == Preprocess((224, 224), cfg.mean, cfg.std)
+    assert Preprocess.of(found.module) == Preprocess((224, 224), cfg.mean, cfg.std, cfg.crop_pct)
     assert found.module(torch.zeros(1, 3, 64, 64)).shape == (1, 1024)
 
 
@@ -60,7 +60,7 @@ def test_the_tag_says_which_images_the_weights_want(tmp_path):
             load_pretrained(TimmEncoder(name, tmp_path / "x.safetensors")),
         )
         assert found.module.pretrained_cfg["tag"] == tag
-        assert Preprocess.of(found.module) == Preprocess(cfg.input_size[1:], cfg.mean, cfg.std)
+        assert Preprocess.of(found.module) == Preprocess(cfg.input_size[1:], cfg.mean, cfg.std, cfg.crop_pct)
 
 
 def test_what_the_authors_named_otherwise_is_translated_by_timm(tmp_path):

@@ -21,6 +21,7 @@ from rmd_dist.config import CropFlipConfig, ViewConfig
 from rmd_dist.data.render.jit import kernel
 from rmd_dist.data.render.pixels import (
     Bytes,
+    Floats,
     Scratch,
     U,
     adjust_brightness,
@@ -44,36 +45,31 @@ AugmentConfig = ViewConfig | CropFlipConfig | None
 VIEW_PARAMETERS = np.dtype(
     [(name, np.int64) for name in ("top", "left", "height", "width", "flip", "jitter", "order", "gray")]
     + [(name, np.float64) for name in ("brightness", "contrast", "saturation", "hue")]
+    + [("blur", np.int64), ("sigma", np.float64)]
 )
 _VIEW_SETTINGS = np.dtype(
     [(name, np.float64) for name in ("scale_low", "scale_high", "brightness", "contrast", "saturation")]
     + [(name, np.float64) for name in ("hue", "jitter_p", "grayscale_p", "flip_p")]
+    + [(name, np.float64) for name in ("blur_p", "sigma_low", "sigma_high")]
 )
 _CROP_SETTINGS = np.dtype([("padding", np.int64), ("flip_p", np.float64)])
 
 _TRIES = 10  # of RandomResizedCrop, four draws each
-_LOG_RATIO = float(np.log(4.0 / 3.0))  # aspect ratios 3/4 to 4/3, uniform in the logarithm
+_LEAST_RATIO = 3.0 / 4.0  # aspect ratios 3/4 to 4/3, uniform in the logarithm
+_LOG_RATIO = float(np.log(4.0 / 3.0))
 _ORDERS = np.array(list(itertools.permutations(range(4))))  # (24, 4): orders of ColorJitter's operations
 # Draw numbers of a view. They are part of the meaning of a seed: add at the end, never renumber.
 _FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY = range(4 * _TRIES, 4 * _TRIES + 8)
+_BLUR, _SIGMA = range(4 * _TRIES + 8, 4 * _TRIES + 10)
 
 
 @kernel
-def draw_view(seed: int, epoch: int, sample: int, number: int, size: int, settings: Any, view: Any) -> None:
-    """Draw the parameters of view `number` of a sample, by torchvision's distributions, into `view`."""
+def draw_view(
+    seed: int, epoch: int, sample: int, number: int, height: int, width: int, settings: Any, view: Any
+) -> None:
+    """Draw view `number` of a sample of H x W pixels, by torchvision's distributions, into `view`."""
     word = stream(seed, epoch, sample, number)
-    view.top, view.left, view.height, view.width = 0, 0, size, size  # kept when no try fits
-    for attempt in range(_TRIES):
-        first = 4 * attempt
-        share = settings.scale_low + (settings.scale_high - settings.scale_low) * draw_uniform(word, first)
-        ratio = np.exp(_LOG_RATIO * (2.0 * draw_uniform(word, first + 1) - 1.0))
-        width = int(np.rint(np.sqrt(size * size * share * ratio)))
-        height = int(np.rint(np.sqrt(size * size * share / ratio)))
-        if 0 < width <= size and 0 < height <= size:
-            view.top = draw_below(word, first + 2, size - height + 1)
-            view.left = draw_below(word, first + 3, size - width + 1)
-            view.height, view.width = height, width
-            break
+    _draw_crop_box(word, height, width, settings, view)
     view.flip = draw_uniform(word, _FLIP) < settings.flip_p
     view.jitter = draw_uniform(word, _JITTER) < settings.jitter_p
     view.order = draw_below(word, _ORDER, 24)
@@ -82,6 +78,30 @@ def draw_view(seed: int, epoch: int, sample: int, number: int, size: int, settin
     view.saturation = _draw_factor(word, _SATURATION, settings.saturation)
     view.hue = settings.hue * (2.0 * draw_uniform(word, _HUE) - 1.0)
     view.gray = draw_uniform(word, _GRAY) < settings.grayscale_p
+    view.blur = draw_uniform(word, _BLUR) < settings.blur_p
+    view.sigma = settings.sigma_low + (settings.sigma_high - settings.sigma_low) * draw_uniform(word, _SIGMA)
+
+
+@kernel
+def _draw_crop_box(word: np.uint64, height: int, width: int, settings: Any, view: Any) -> None:
+    """RandomResizedCrop: top, left, height and width of the part of an H x W image that is shown."""
+    for attempt in range(_TRIES):
+        first = 4 * attempt
+        share = settings.scale_low + (settings.scale_high - settings.scale_low) * draw_uniform(word, first)
+        ratio = np.exp(_LOG_RATIO * (2.0 * draw_uniform(word, first + 1) - 1.0))
+        view.width = int(np.rint(np.sqrt(height * width * share * ratio)))
+        view.height = int(np.rint(np.sqrt(height * width * share / ratio)))
+        if 0 < view.width <= width and 0 < view.height <= height:
+            view.top = draw_below(word, first + 2, height - view.height + 1)
+            view.left = draw_below(word, first + 3, width - view.width + 1)
+            return
+    # The largest central part whose aspect ratio is allowed.
+    view.height, view.width = height, width
+    if width < height * _LEAST_RATIO:
+        view.height = int(np.rint(width / _LEAST_RATIO))
+    elif height < width * _LEAST_RATIO:
+        view.width = int(np.rint(height / _LEAST_RATIO))
+    view.top, view.left = (height - view.height) // 2, (width - view.width) // 2
 
 
 @kernel
@@ -96,6 +116,13 @@ def render_view(image: Bytes, view: Any, scratch: Scratch, out: Bytes) -> None:
     """`image` (S, S, 3) as the view with these parameters, into `out` (S, S, 3)."""
     planes = scratch[0]
     resized_crop(image, view.top, view.left, view.height, view.width, view.flip != 0, scratch)
+    adjust_colours(planes, view)
+    round_planes(planes, out)
+
+
+@kernel
+def adjust_colours(planes: Floats, view: Any) -> None:
+    """ColorJitter and grayscale of a view, on `planes` in place."""
     if view.jitter:
         for step in range(4):
             operation = _ORDERS[view.order, step]
@@ -109,7 +136,6 @@ def render_view(image: Bytes, view: Any, scratch: Scratch, out: Bytes) -> None:
                 adjust_hue(planes, view.hue)
     if view.gray:
         to_grayscale(planes)
-    round_planes(planes, out)
 
 
 @kernel
@@ -133,11 +159,12 @@ def _views(
 ) -> None:  # fmt: skip
     size = out.shape[2]
     scratch = make_scratch(size)
-    view = np.empty(1, VIEW_PARAMETERS)[0]
+    parameters = np.empty(1, VIEW_PARAMETERS)
     for k in range(first, last):
+        view = parameters[0]  # here, since numba frees an array after its last use, a record of it or not
         image = data[pointers[k] : pointers[k] + 3 * size * size].reshape((size, size, 3))
         for v in range(out.shape[0]):
-            draw_view(seed, epoch, samples[k], v, size, settings[0], view)
+            draw_view(seed, epoch, samples[k], v, size, size, settings[0], view)
             render_view(image, view, scratch, out[v, k])
 
 
@@ -165,17 +192,35 @@ def _plain_copy(
             image[i] = data[start + i]
 
 
-def _view_settings(config: ViewConfig) -> Records:
-    low, high = config.crop_scale
-    if not 0.0 < low <= high <= 1.0:
-        raise ConfigError(f"crop_scale is {(low, high)}; allowed are two shares with 0 < low <= high <= 1")
+def view_settings(config: ViewConfig, *, blur_p: float = 0.0) -> Records:
+    """The settings `draw_view` reads, as one record (1,). Raises ConfigError for those out of range."""
     for name in ("brightness", "contrast", "saturation"):
         _check(name, getattr(config, name), float("inf"))
     _check("hue", config.hue, 0.5)
     for name in ("jitter_p", "grayscale_p", "flip_p"):
         _check(name, getattr(config, name), 1.0)
-    row = (low, high, config.brightness, config.contrast, config.saturation)
-    return np.array([(*row, config.hue, config.jitter_p, config.grayscale_p, config.flip_p)], _VIEW_SETTINGS)
+    _check("blur_p", blur_p, 1.0)
+    if not 0.0 < config.blur_sigma[0] <= config.blur_sigma[1]:
+        raise ConfigError(f"blur_sigma is {config.blur_sigma}; allowed are two numbers with 0 < low <= high")
+    row = (*_scale(config), config.brightness, config.contrast, config.saturation, config.hue)
+    chances = (config.jitter_p, config.grayscale_p, config.flip_p, blur_p)
+    return np.array([(*row, *chances, *config.blur_sigma)], _VIEW_SETTINGS)
+
+
+def crop_view_settings(config: CropFlipConfig) -> Records:
+    """As `view_settings`, of views that are cropped, resized and flipped, and no more."""
+    _check("flip_p", config.flip_p, 1.0)
+    settings = np.zeros(1, _VIEW_SETTINGS)
+    settings["scale_low"], settings["scale_high"] = _scale(config)
+    settings["flip_p"] = config.flip_p
+    return settings
+
+
+def _scale(config: ViewConfig | CropFlipConfig) -> tuple[float, float]:
+    low, high = config.crop_scale
+    if not 0.0 < low <= high <= 1.0:
+        raise ConfigError(f"crop_scale is {(low, high)}; allowed are two shares with 0 < low <= high <= 1")
+    return low, high
 
 
 def _crop_settings(config: CropFlipConfig, size: int) -> Records:
@@ -191,12 +236,12 @@ def _check(name: str, value: float, top: float) -> None:
 
 
 def sample_views(
-    config: ViewConfig, size: int, *, seed: int, epoch: int, samples: Ints, view: int
+    settings: Records, height: int, width: int, *, seed: int, epoch: int, samples: Ints, view: int
 ) -> Records:
-    """The parameters of one view of each of `samples` (n,), as records (n,) of VIEW_PARAMETERS."""
-    settings, drawn = _view_settings(config), np.zeros(len(samples), VIEW_PARAMETERS)
+    """The parameters of one view of each of `samples` (n,) of H x W, as records (n,) of VIEW_PARAMETERS."""
+    drawn = np.zeros(len(samples), VIEW_PARAMETERS)
     for sample, record in zip(samples, drawn, strict=True):
-        draw_view(seed, epoch, sample, view, size, settings[0], record)
+        draw_view(seed, epoch, sample, view, height, width, settings[0], record)
     return drawn
 
 
@@ -216,7 +261,11 @@ class Augmenter:
         self._seed = seed
         self._kernel: Callable[..., None]
         if isinstance(config, ViewConfig):
-            self._kernel, self._settings = _views, _view_settings(config)
+            if config.blur_p:
+                raise ConfigError(
+                    f"views.blur_p = {config.blur_p}: images of one size are not blurred; unset it or give 0"
+                )
+            self._kernel, self._settings = _views, view_settings(config)
         elif isinstance(config, CropFlipConfig):
             self._kernel, self._settings = _crop_and_flip, _crop_settings(config, size)
         else:

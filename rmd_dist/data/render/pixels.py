@@ -193,3 +193,50 @@ def shifted_crop(image: Bytes, top: int, left: int, padding: int, flip: bool, ou
         else:
             for k in range(count):
                 target[at + k] = source[start + k]
+
+
+@kernel
+def gaussian_blur(planes: Floats, size: int, sigma: float, room: Floats) -> None:
+    """Blur S x S planes with a Gaussian of standard deviation `sigma` pixels, cut at 3 sigma.
+
+    The border is reflected, its pixels not repeated. `room` is (S * S,), overwritten.
+    """
+    radius = min(int(np.ceil(3.0 * sigma)), size - 1)
+    weights = np.empty(radius + 1, np.float32)
+    for k in range(radius + 1):
+        weights[k] = np.exp(-0.5 * (k / sigma) ** 2)
+    total = 2.0 * weights.sum() - weights[0]
+    for k in range(radius + 1):
+        weights[k] /= total
+    line = np.empty(size + 2 * radius, np.float32)
+    n, middle = U(size), U(radius)
+    for c in range(3):
+        plane = planes[c]
+        for y in range(size):
+            start = U(y * size)
+            for x in range(n):
+                line[middle + x] = plane[start + x]
+            for k in range(1, radius + 1):
+                line[radius - k], line[radius + size - 1 + k] = line[radius + k], line[radius + size - 1 - k]
+            for x in range(n):
+                room[start + x] = weights[0] * line[middle + x]
+            for k in range(1, radius + 1):
+                low, high, w = U(radius - k), U(radius + k), weights[k]
+                for x in range(n):
+                    room[start + x] += w * (line[low + x] + line[high + x])
+        for y in range(size):
+            start = U(y * size)
+            for x in range(n):
+                plane[start + x] = weights[0] * room[start + x]
+            for k in range(1, radius + 1):
+                low, high = U(_reflected(y - k, size) * size), U(_reflected(y + k, size) * size)
+                w = weights[k]
+                for x in range(n):
+                    plane[start + x] += w * (room[low + x] + room[high + x])
+
+
+@kernel
+def _reflected(i: int, size: int) -> int:
+    """Index of the pixel that stands at i, in (-size, 2 * size - 1), beyond a row of `size`."""
+    i = -i if i < 0 else i
+    return 2 * (size - 1) - i if i >= size else i

@@ -21,7 +21,7 @@ class DatasetInfo:
     name: str
     classes: tuple[str, ...]
     image_size: int
-    """Height and width in pixels."""
+    """Height and width in pixels of what models get."""
     mean: tuple[float, float, float]
     """Mean of each colour of the training images, in [0, 1]."""
     std: tuple[float, float, float]
@@ -29,6 +29,10 @@ class DatasetInfo:
     train_count: int
     """Images of the complete training split; an archive may hold fewer."""
     test_count: int
+    crop_pct: float = 1.0
+    """Share of the shorter side that an evaluation's central crop has (timm's crop_pct)."""
+    varied: bool = False
+    """Whether each image has a size of its own; else they are stored at `image_size`."""
     confusions: Mapping[str, Mapping[int, int]] = field(default_factory=dict, repr=False, hash=False)
     """What each class is taken for, by the noise protocol that needs to know what classes mean."""
 

@@ -31,9 +31,11 @@ Progress = Callable[[str, int, int], None]
 MANIFEST_VERSION = 1
 BETON_VERSION = 2
 PAGE_SIZE = 2 << 20  # the least that ffcv allows
-RAW = 1  # ffcv's code of an image stored as pixels
+HASHED_BYTES = 1 << 30
+"""Largest beton that is read whole whenever it is opened; a larger one only by `rmd prepare`."""
+JPEG, RAW = 0, 1  # ffcv's codes of how an image is stored
 
-_HEADER = np.dtype(
+HEADER = np.dtype(
     [
         ("version", "<u2"),
         ("num_fields", "<u2"),
@@ -42,12 +44,12 @@ _HEADER = np.dtype(
         ("alloc_table_ptr", "<u8"),
     ]
 )
-_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
-_FIELDS = np.array([(2, b"image", b""), (1, b"label", b""), (1, b"index", b"")], dtype=_FIELD)
-_IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-_METADATA = np.dtype([("image", _IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
-_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-_METADATA_START = _HEADER.itemsize + _FIELDS.nbytes
+FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+FIELDS = np.array([(2, b"image", b""), (1, b"label", b""), (1, b"index", b"")], dtype=FIELD)
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+METADATA = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+METADATA_START = HEADER.itemsize + FIELDS.nbytes
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class BetonHeader:
 
     path: Path
     image_size: int
-    """Height and width in pixels."""
+    """Height and width in pixels; 0: each image has its own."""
     labels: npt.NDArray[np.int64]
-    """(N,), in the order of the file; the sample with index i is record i."""
+    """(N,), in the order of the file; the sample with index i is record i. -1: none."""
     pointers: npt.NDArray[np.int64]
-    """(N,), where in the file the pixels of each image start; H * W * 3 bytes each, never compressed."""
+    """(N,), where in the file each image starts."""
+    sizes: npt.NDArray[np.int64]
+    """(N,), its bytes: H * W * 3 where it is stored as pixels."""
+    images: npt.NDArray[np.void]
+    """(N,) of IMAGE: its mode (RAW or JPEG), width and height."""
     manifest: dict[str, Any]
     """The JSON beside it."""
 
@@ -123,28 +129,39 @@ def _blocks(samples: Samples) -> Iterator[tuple[int, bytes]]:
     if height != width or size > PAGE_SIZE:
         raise ConfigError(f"images of {height} x {width} pixels: must be square and fit {PAGE_SIZE} bytes")
     per_page = PAGE_SIZE // size
-    metadata_end = _METADATA_START + count * _METADATA.itemsize
+    metadata_end = METADATA_START + count * METADATA.itemsize
     data_start = -(-metadata_end // PAGE_SIZE) * PAGE_SIZE
     page, slot = np.divmod(np.arange(count), per_page)
     pointers = data_start + page * PAGE_SIZE + slot * size
 
-    header = np.zeros((), _HEADER)
-    header["version"], header["num_fields"], header["page_size"] = BETON_VERSION, len(_FIELDS), PAGE_SIZE
-    header["num_samples"] = count
-    header["alloc_table_ptr"] = data_start + -(-count // per_page) * PAGE_SIZE
-    metadata = np.zeros(count, _METADATA)
+    metadata = np.zeros(count, METADATA)
     metadata["image"]["mode"], metadata["image"]["data_ptr"] = RAW, pointers
     metadata["image"]["height"], metadata["image"]["width"] = height, width
     metadata["label"], metadata["index"] = samples.labels, np.arange(count)
-    yield 0, header.tobytes() + _FIELDS.tobytes() + metadata.tobytes() + bytes(data_start - metadata_end)
+    table = data_start + -(-count // per_page) * PAGE_SIZE
+    yield 0, beginning(metadata, table) + bytes(data_start - metadata_end)
 
     for first in range(0, count, per_page):
         images = samples.images[first : first + per_page]
         yield first + len(images), images.tobytes().ljust(PAGE_SIZE, b"\0")
 
-    allocations = np.zeros(count, _ALLOCATION)
-    allocations["sample_id"], allocations["ptr"], allocations["size"] = np.arange(count), pointers, size
-    yield 0, allocations.tobytes()
+    yield 0, ending(pointers, np.full(count, size))
+
+
+def beginning(metadata: npt.NDArray[np.void], table: int) -> bytes:
+    """Header, fields and records (N,) of METADATA, of a file whose allocation table is at `table`."""
+    header = np.zeros((), HEADER)
+    header["version"], header["num_fields"], header["page_size"] = BETON_VERSION, len(FIELDS), PAGE_SIZE
+    header["num_samples"], header["alloc_table_ptr"] = len(metadata), table
+    return header.tobytes() + FIELDS.tobytes() + metadata.tobytes()
+
+
+def ending(pointers: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> bytes:
+    """The allocation table of images that lie at `pointers` (N,) and have `sizes` (N,) bytes."""
+    allocations = np.zeros(len(pointers), ALLOCATION)
+    allocations["sample_id"], allocations["ptr"] = np.arange(len(pointers)), pointers
+    allocations["size"] = sizes
+    return allocations.tobytes()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -158,9 +175,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if wrong:
             raise ValueError(f"bad {', '.join(wrong)}")
     except FileNotFoundError:
-        raise _damaged(path, f"has no manifest {beside.name}") from None
+        raise damaged(path, f"has no manifest {beside.name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"has a damaged manifest {beside.name} ({error!s:.100})") from error
+        raise damaged(path, f"has a damaged manifest {beside.name} ({error!s:.100})") from error
     return manifest
 
 
@@ -180,11 +197,12 @@ _MANIFEST_TYPES = {
 _VERIFIED: dict[Path, tuple[object, ...]] = {}  # what each file looked like when its SHA-256 was found right
 
 
-def check_beton(path: Path) -> BetonHeader:
+def check_beton(path: Path, hashed_bytes: int = HASHED_BYTES) -> BetonHeader:
     """Verify a beton against its manifest and its own structure, before anybody maps it.
 
-    The SHA-256 is computed once per process and file (again when size or time have changed). Raises
-    ConfigError, naming the file and the remedy, for anything that ffcv would silently read as garbage.
+    The SHA-256 is computed once per process and file (again when size or time have changed), of a file of
+    at most `hashed_bytes`. Raises ConfigError, naming the file and the remedy, for anything that ffcv would
+    silently read as garbage.
     """
     manifest = read_manifest(path)
     try:
@@ -192,11 +210,11 @@ def check_beton(path: Path) -> BetonHeader:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size != manifest["beton_bytes"]:
-                raise _damaged(path, f"has {status.st_size} bytes, {manifest['beton_bytes']} in its manifest")
+                raise damaged(path, f"has {status.st_size} bytes, {manifest['beton_bytes']} in its manifest")
             seen = (status.st_ino, status.st_size, status.st_mtime_ns, manifest["beton_sha256"])
-            if _VERIFIED.get(path.resolve()) != seen:
+            if status.st_size <= hashed_bytes and _VERIFIED.get(path.resolve()) != seen:
                 if hashlib.file_digest(file, "sha256").hexdigest() != manifest["beton_sha256"]:
-                    raise _damaged(path, "does not have the SHA-256 of its manifest")
+                    raise damaged(path, "does not have the SHA-256 of its manifest")
                 _VERIFIED[path.resolve()] = seen
             file.seek(0)
             return _parse(path, file, status.st_size, manifest)
@@ -208,39 +226,44 @@ def check_beton(path: Path) -> BetonHeader:
 
 def _parse(path: Path, file: BinaryIO, size: int, manifest: dict[str, Any]) -> BetonHeader:
     """Header, metadata and allocation table, each checked before the next is trusted."""
-    if size < _METADATA_START:
-        raise _damaged(path, "is shorter than a header")
-    header = np.fromfile(file, _HEADER, 1)[0]
+    if size < METADATA_START:
+        raise damaged(path, "is shorter than a header")
+    header = np.fromfile(file, HEADER, 1)[0]
     count, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
-    fields = np.fromfile(file, _FIELD, len(_FIELDS))
-    if [*header.item()[:3], fields.tobytes()] != [BETON_VERSION, len(_FIELDS), PAGE_SIZE, _FIELDS.tobytes()]:
-        raise _damaged(path, f"is no beton of version {BETON_VERSION} with image, label and index")
+    fields = np.fromfile(file, FIELD, len(FIELDS))
+    if [*header.item()[:3], fields.tobytes()] != [BETON_VERSION, len(FIELDS), PAGE_SIZE, FIELDS.tobytes()]:
+        raise damaged(path, f"is no beton of version {BETON_VERSION} with image, label and index")
     if count < 1 or count != manifest["count"]:
-        raise _damaged(path, f"has {count} samples, {manifest['count']} in its manifest")
-    if not _METADATA_START + count * _METADATA.itemsize <= table == size - count * _ALLOCATION.itemsize:
-        raise _damaged(path, "is cut short or was never finished")
-    metadata = np.fromfile(file, _METADATA, count)
+        raise damaged(path, f"has {count} samples, {manifest['count']} in its manifest")
+    if not METADATA_START + count * METADATA.itemsize <= table == size - count * ALLOCATION.itemsize:
+        raise damaged(path, "is cut short or was never finished")
+    metadata = np.fromfile(file, METADATA, count)
     file.seek(table)
-    allocations = np.fromfile(file, _ALLOCATION, count)
+    allocations = np.fromfile(file, ALLOCATION, count)
 
-    image, labels, side = metadata["image"], metadata["label"].astype(np.int64), manifest["image_size"]
-    pointers, pixels = image["data_ptr"], side * side * 3
-    first = _METADATA_START + count * _METADATA.itemsize
-    order = np.arange(count)
+    image, labels = metadata["image"], metadata["label"].astype(np.int64)
+    side, classes = manifest["image_size"], len(manifest["classes"])
+    pointers, sizes = image["data_ptr"].astype(np.int64), allocations["size"].astype(np.int64)
+    pixels = image["width"].astype(np.int64) * image["height"] * 3
+    first, order = METADATA_START + count * METADATA.itemsize, np.arange(count)
+    modes, least = ((RAW,), 0) if side else ((RAW, JPEG), 0 if classes else -1)
     sound = {
-        "compressed images": np.all(image["mode"] == RAW),
-        "images of another size": np.all(image["width"] == side) and np.all(image["height"] == side),
-        "labels out of range": labels.min() >= 0 and labels.max() < len(manifest["classes"]),
+        "compressed images": np.all(np.isin(image["mode"], modes)),
+        "images of another size": not side or np.all((image["width"] == side) & (image["height"] == side)),
+        "images without pixels": pixels.min() > 0,
+        "labels out of range": labels.min() >= least and labels.max() < max(classes, least + 1),
         "indices out of order": np.array_equal(metadata["index"], order),
-        "images outside the data": pointers.min() >= first and pointers.max() <= max(table - pixels, 0),
+        "images outside the data": pointers.min() >= first
+        and np.all(np.where(image["mode"] == RAW, pixels, 1) <= table - pointers),
         "a wrong allocation table": np.array_equal(allocations["sample_id"], order)
-        and np.array_equal(allocations["ptr"], pointers)
-        and np.all(allocations["size"] == pixels),
+        and np.array_equal(allocations["ptr"], image["data_ptr"])
+        and np.all((sizes == pixels) | (image["mode"] == JPEG))
+        and np.all((sizes > 0) & (sizes <= table - pointers)),
     }
     for what, fine in sound.items():
         if not fine:
-            raise _damaged(path, f"has {what}")
-    return BetonHeader(path, side, labels, pointers.astype(np.int64), manifest)
+            raise damaged(path, f"has {what}")
+    return BetonHeader(path, side, labels, pointers, sizes, image.copy(), manifest)
 
 
 def read_images(header: BetonHeader) -> npt.NDArray[np.uint8]:
@@ -253,5 +276,5 @@ def read_images(header: BetonHeader) -> npt.NDArray[np.uint8]:
     return images.reshape(-1, side, side, 3)
 
 
-def _damaged(path: Path, what: str) -> ConfigError:
+def damaged(path: Path, what: str) -> ConfigError:
     return ConfigError(f"{path} {what}; delete it and run rmd prepare, which writes it anew")

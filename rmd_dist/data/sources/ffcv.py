@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numba.typed
 import numpy as np
 import torch
 
+from rmd_dist.data.images.store import Store, Watch
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, StopReading, stop_thread
 from rmd_dist.data.render.augment import Augmenter
-from rmd_dist.data.sources.beton import check_beton
-from rmd_dist.errors import ConfigError, Fault
-
-_RAW = 1  # ffcv's mode of an image stored as plain pixels
+from rmd_dist.data.render.varied import VariedAugmenter
+from rmd_dist.data.sources.beton import RAW, check_beton
+from rmd_dist.errors import ConfigError
 
 
 @functools.cache
@@ -123,67 +122,36 @@ def _reader_class() -> Any:
 
 
 class FfcvSource:
-    """Reads rows of a checked beton (fields image, label, index) in batches of `batch_size`."""
+    """Reads rows of a checked beton (fields image, label, index) in batches of `batch_size`.
+
+    Images of one size are rendered by an `Augmenter` from the pages that ffcv has mapped.
+    """
 
     def __init__(self, beton: Path, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
         # Once more: evaluations open it while the run goes on. Quick as long as it is the same.
         check_beton(beton)
-        ffcv, self._augmenter = _ffcv(), augmenter
-        spec = importlib.import_module("ffcv.pipeline").PipelineSpec
-        compiler = importlib.import_module("ffcv.pipeline.compiler").Compiler
-        was_enabled = compiler.is_enabled
-        compiler.set_enabled(False)
-        try:
-            self._loader = ffcv.Loader(
-                str(beton),
-                batch_size=batch_size,
-                num_workers=1,  # threads are the augmenter's
-                os_cache=True,
-                drop_last=False,
-                batches_ahead=ahead,
-                pipelines={
-                    "image": spec("image", decoder=_Decoder(self._decode_images)),
-                    "label": None,
-                    "index": spec("index", decoder=_Decoder(_decode_index)),
-                },
-            )
-        finally:
-            compiler.set_enabled(was_enabled)
-        self._beton, self._file = beton, beton.open("rb")
-        self._status = _size_and_time(self._file)
+        self._augmenter, self._watch = augmenter, Watch([beton])
+        self._loader = _loader(beton, self._decode_images, _decode_index, batch_size, ahead)
         self._check(beton)
 
     def _check(self, beton: Path) -> None:
         """The kernels read where the table points to, so every image must lie inside and have the size."""
         table = self._loader.reader.metadata[f"f{self._loader.field_name_to_f_ix['image']}"]
         size = self._augmenter.size
-        same = (table["mode"] == _RAW) & (table["width"] == size) & (table["height"] == size)
+        same = (table["mode"] == RAW) & (table["width"] == size) & (table["height"] == size)
         last = beton.stat().st_size - 3 * size * size
         if not (same & (table["data_ptr"] <= np.uint64(max(last, 0)))).all() or last < 0:
             raise ConfigError(f"{beton} holds no raw {size} x {size} images; delete it and run rmd prepare")
 
-    def _decode_images(self, samples: Ints, _memory: None, metadata: Any, storage: Any) -> torch.Tensor:
-        self._refuse_changes()
+    def _decode_images(self, samples: Ints, _memory: None, metadata: Any, storage: Any) -> Any:
+        self._watch.check()
         data, epoch = storage
         pointers = metadata["data_ptr"][samples].astype(np.int64)
-        return self._augmenter.render(data, pointers, samples, epoch)
-
-    def _refuse_changes(self) -> None:
-        """Fault if the mapped file was cut or written to since; one that was deleted or replaced lives on.
-
-        Pages past the end of a file end the process by SIGBUS, so this is looked at before every batch.
-        """
-        now = _size_and_time(self._file)
-        if now != self._status:
-            what = "cut" if now[0] < self._status[0] else "written to"
-            raise Fault(
-                f"{self._beton} was {what} under the running job ({self._status[0]} bytes, now {now[0]}); "
-                "delete it and give the same command again, which writes it anew"
-            )
+        return self._augmenter.render(data, pointers, samples, epoch).unbind(0)
 
     def close(self) -> None:
         """Let go of the file that is watched."""
-        self._file.close()
+        self._watch.close()
 
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,), at least one, in this order."""
@@ -191,9 +159,60 @@ class FfcvSource:
         return reader
 
 
-def _size_and_time(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+class VariedFfcvSource:
+    """Reads rows of betons whose images each have a size of their own, of any number of shards.
+
+    ffcv maps the first shard and runs the thread; what a row is, the store knows.
+    """
+
+    def __init__(self, store: Store, augmenter: VariedAugmenter, batch_size: int, ahead: int) -> None:
+        self._store, self._augmenter, self._watch = store, augmenter, Watch(store.paths)
+        self._loader = _loader(store.paths[0], self._decode_images, _rows, batch_size, ahead)
+
+    def _decode_images(self, samples: Ints, _memory: None, _metadata: Any, storage: Any) -> Any:
+        self._watch.check()
+        _, epoch = storage
+        return self._augmenter.render(self._store.load, samples, epoch)
+
+    def close(self) -> None:
+        """Let go of the files that are watched."""
+        self._watch.close()
+
+    def read(self, rows: Ints, epoch: int) -> Reader:
+        """Start reading the data set indices `rows` (n,), at least one, in this order."""
+        reader: Reader = _reader_class()(self._loader, rows, epoch)
+        return reader
+
+
+def _loader(
+    beton: Path, images: Callable[..., Any], index: Callable[..., Any], batch_size: int, ahead: int
+) -> Any:
+    """ffcv's loader of a beton with these functions as decoders."""
+    ffcv = _ffcv()
+    spec = importlib.import_module("ffcv.pipeline").PipelineSpec
+    compiler = importlib.import_module("ffcv.pipeline.compiler").Compiler
+    was_enabled = compiler.is_enabled
+    compiler.set_enabled(False)
+    try:
+        return ffcv.Loader(
+            str(beton),
+            batch_size=batch_size,
+            num_workers=1,  # threads are the augmenter's
+            os_cache=True,
+            drop_last=False,
+            batches_ahead=ahead,
+            pipelines={
+                "image": spec("image", decoder=_Decoder(images)),
+                "label": None,
+                "index": spec("index", decoder=_Decoder(index)),
+            },
+        )
+    finally:
+        compiler.set_enabled(was_enabled)
+
+
+def _rows(samples: Ints, _memory: None, _metadata: Any, _storage: Any) -> torch.Tensor:
+    return torch.from_numpy(samples.astype(np.int64))
 
 
 def _decode_index(samples: Ints, _memory: None, metadata: Any, _storage: Any) -> torch.Tensor:

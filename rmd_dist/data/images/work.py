@@ -1,0 +1,93 @@
+"""What is done with each file of a preparation, in other processes: read, hash, decode, make smaller."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmd_dist.data.images.read import Unreadable, read_image
+from rmd_dist.data.images.store import stored
+from rmd_dist.data.render.jpeg import encode_jpeg
+from rmd_dist.errors import ConfigError
+
+MAX_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How images are stored; another choice gives other pixels."""
+
+    store_size: int = 256
+    """Shorter side at most, in pixels; an image is never enlarged."""
+    longest: int = 1024
+    """Longer side at most."""
+    raw_bytes: int = 1 << 16
+    """Images of at most so many bytes are stored as pixels, larger ones as JPEG."""
+    quality: int = 95
+    """Of JPEG."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Red, green and blue under transparent images."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.store_size <= 512:
+            raise ConfigError(f"store-size = {self.store_size} is out of range; allowed: 8 to 512 pixels")
+        if not 0 <= self.raw_bytes <= 1 << 20:
+            raise ConfigError(f"raw-bytes = {self.raw_bytes} is out of range; allowed: 0 to 1048576")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a manifest."""
+        return asdict(self) | {"background": list(self.background)}
+
+
+class Done(NamedTuple):
+    """A file that has been worked on; `reason` says why it cannot be used, "" if it can."""
+
+    reason: str
+    sha256: bytes = b""
+    width: int = 0
+    height: int = 0
+    """Of the file's image, upright."""
+    stored_width: int = 0
+    stored_height: int = 0
+    mode: int = 0
+    content: bytes = b""
+    notes: tuple[str, ...] = ()
+    sums: tuple[int, ...] = (0,) * 6
+    """Over the stored pixels: of each colour, and of each colour's square."""
+
+
+def work(root: bytes, paths: list[bytes], options: StoreOptions) -> list[Done]:
+    """What has become of the files `paths` below `root`; nothing about a file raises."""
+    return [_work(os.path.join(root, path), options) for path in paths]  # noqa: PTH118
+
+
+def _work(path: bytes, options: StoreOptions) -> Done:
+    try:
+        size = os.stat(path).st_size  # noqa: PTH116
+        if size > MAX_FILE_BYTES:
+            return Done(f"has {size} bytes; at most {MAX_FILE_BYTES} are read")
+        content = Path(os.fsdecode(path)).read_bytes()
+    except FileNotFoundError:
+        return Done("does not exist")
+    except OSError as error:
+        return Done(f"cannot be read: {error.strerror}")
+    try:
+        image = read_image(
+            content, shorter=options.store_size, longer=options.longest, background=options.background
+        )
+    except Unreadable as error:
+        return Done(str(error), hashlib.sha256(content).digest())
+    pixels = image.pixels
+    height, width, _ = pixels.shape
+    mode, kept = stored(pixels, options.raw_bytes, lambda p: encode_jpeg(p, options.quality))
+    flat = pixels.reshape(-1, 3)
+    sums = [*flat.sum(0, dtype=np.int64), *(np.einsum("ij,ij->j", wide := flat.astype(np.int64), wide))]
+    digest = hashlib.sha256(content).digest()
+    return Done(
+        "", digest, image.width, image.height, width, height, mode, kept, image.notes, tuple(map(int, sums))
+    )
