@@ -138,6 +138,8 @@ def _report(folder: Path, images: ImageFiles, root: Path) -> None:
             f"{folder / 'report.json'} is damaged ({error}); prepare anew by --update"
         ) from error
     print_table(f"{images.name} in {root}", ["", ""], rows)
+    if thin := report["kinds"].get("thin"):
+        print(f"warning: {thin} images have a side of one pixel or one ten times as long as the other")
     if few:
         names = ", ".join(map(shown, few[:FEW])) + (", ..." if len(few) > FEW else "")
         print(f"warning: {len(few)} classes have no or one training image: {names}")

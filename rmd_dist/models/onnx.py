@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmd_dist.errors import Fault
-from rmd_dist.files import atomic_path
+from rmd_dist.files import atomic_path, to_json
 from rmd_dist.models.export import LoadedModel
 
 TOLERANCE = 1e-4
@@ -66,7 +65,7 @@ def write_onnx(loaded: LoadedModel, path: Path) -> float:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise Fault(f"{loaded.architecture} cannot be written as ONNX: {reason}") from error
         model = program.model_proto
-        for key, value in (("architecture", loaded.architecture), ("classes", json.dumps(loaded.classes))):
+        for key, value in (("architecture", loaded.architecture), ("classes", to_json(loaded.classes))):
             model.metadata_props.add(key=key, value=value)
         onnx.save_model(model, str(temporary))
         difference = _difference(module, temporary, torch.rand(3, *size))

@@ -178,23 +178,43 @@ def preparation_progress(*, enabled: bool) -> Iterator[Callable[[str, int, int],
 
 
 class _Lines:
-    """Plain progress: a line when something starts and every few seconds."""
+    """Plain progress: a line when something starts, every few seconds, and at the end, with its speed."""
 
     def __init__(self) -> None:
-        self._what, self._next = "", 0.0
+        self._what, self._next, self._start = "", 0.0, (0.0, 0)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what != self._what or now >= self._next:
-            self._what, self._next = what, now + PLAIN_SECONDS
-            print(f"{what}: {done}/{total}" if total else what, flush=True)
+        began = what != self._what
+        if began:
+            self._what, self._start = what, (now, done)
+        if began or now >= self._next or (total and done == total):
+            self._next = now + PLAIN_SECONDS
+            seconds, more = now - self._start[0], done - self._start[1]
+            speed = f", {more / seconds:.0f}/s" if seconds and more else ""
+            print(f"{what}: {done}/{total}{speed}" if total else what, flush=True)
 
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [Speed(), TimeRemainingColumn()]
     tasks: dict[str, TaskID] = {}
     with Progress(*columns) as bar:
 

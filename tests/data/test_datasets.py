@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rmd_dist.config.datasets import SMALL
 from rmd_dist.data.dataset import Samples, dataset_info, load_samples
 from rmd_dist.data.labels import make_labels
 from rmd_dist.data.prepare import open_dataset
@@ -309,7 +310,7 @@ def test_unknown_names() -> None:
 
 
 def test_sources_are_listed_by_their_names() -> None:
-    assert list(SOURCES) == ["cifar10", "cifar100", "digits"]
+    assert tuple(SOURCES) == SMALL == ("cifar10", "cifar100", "digits")
     assert all(source.info.name == name for name, source in SOURCES.items())
     assert [dataset_info(name).num_classes for name in SOURCES] == [10, 100, 10]
 

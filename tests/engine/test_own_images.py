@@ -22,6 +22,8 @@ from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.predict import predict_classes
 from rmd_dist.models.export import load
 from tests.data.images.folders import write, write_classes
+from tests.engine.test_kill import launch, scalars
+from tests.launched import await_step, finish, kill_all
 from tests.tiny import final_tensors, greatest_difference, train_tiny
 
 COUNTS = {"cat": 40, "dog": 40}
@@ -169,6 +171,26 @@ def test_teachers_of_other_kinds_and_sizes(
     assert manifest["status"] == "finished" and manifest["teacher_input"]["input_size"][1] == size
     records = [json.loads(line) for line in (tmp_path / "distill" / "tiny" / "metrics.jsonl").open()]
     assert all(np.isfinite(record["train/loss_graph"]) for record in records if "train/loss_graph" in record)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    photos: Path, root: Path, tmp_path: Path, ranks: Any
+) -> None:
+    """kill -9 in the second epoch of two ranks, timm's own ResNet-18; the end is the same to the bit."""
+    more = (
+        "--model resnet18 --max-steps 8 --checkpoint.every_steps 2 --threads 1 --eval.every_epochs 2".split()
+    )
+    whole, killed = (words("pretrain", photos, tmp_path / name, *more) for name in ("whole", "killed"))
+    ranks(2).run(train_tiny, "pretrain", whole)
+    process = launch("pretrain", killed, 2)
+    await_step(process, tmp_path / "killed" / "pretrain" / "tiny", step=5)
+    kill_all(process)
+    assert "continuing at step" in finish(launch("pretrain", killed, 2))
+    expected, found = (final_tensors("pretrain", tmp_path / name) for name in ("whole", "killed"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    records = [scalars(tmp_path / name / "pretrain" / "tiny") for name in ("whole", "killed")]
+    assert records[0] == records[1]
 
 
 def test_images_without_labels_are_for_pretraining_alone(tmp_path: Path) -> None:

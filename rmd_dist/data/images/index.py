@@ -1,4 +1,7 @@
-"""The index of a preparation in parquet: a row for each file, in parts while it is written."""
+"""The index of a preparation in parquet: a row for each file, in parts while it is written.
+
+pyarrow is imported where it is needed: that takes a third of a second, and starts threads.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +9,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
-
 from rmd_dist.files import atomic_path
 
-SCHEMA = pa.schema(
-    [
-        ("path", pa.binary()),  # as the file system has it, relative to the folder
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("label", pa.int32()),  # number of the class; -1: none
-        ("sha256", pa.binary()),  # of the content; empty where it could not be read
-        ("split", pa.int8()),  # 0 train, 1 test, 2 not used; -1: skipped
-        ("reason", pa.string()),  # why it was skipped; empty: it was not
-        ("notes", pa.string()),  # what kind of image it is, separated by blanks
-        ("width", pa.int32()),  # of the file's image, upright
-        ("height", pa.int32()),
-        ("stored_width", pa.int32()),
-        ("stored_height", pa.int32()),
-        ("mode", pa.int8()),  # beton.RAW or beton.JPEG
-        ("shard", pa.int32()),
-        ("pointer", pa.int64()),
-        ("bytes", pa.int64()),
-        *((name, pa.int64()) for name in ("red", "green", "blue", "red2", "green2", "blue2")),
-    ]
-)
+COLUMNS = {
+    "path": "binary",  # as the file system has it, relative to the folder
+    "size": "int64",  # bytes
+    "mtime_ns": "int64",
+    "label": "int32",  # number of the class; -1: none
+    "sha256": "binary",  # of the content; empty where it could not be read
+    "split": "int8",  # 0 train, 1 test, 2 not used; -1: skipped
+    "reason": "string",  # why it was skipped; empty: it was not
+    "notes": "string",  # what kind of image it is, separated by blanks
+    "width": "int32",  # of the file's image, upright
+    "height": "int32",
+    "stored_width": "int32",
+    "stored_height": "int32",
+    "mode": "int8",  # beton.RAW or beton.JPEG
+    "shard": "int32",
+    "pointer": "int64",
+    "bytes": "int64",
+    **dict.fromkeys(("red", "green", "blue", "red2", "green2", "blue2"), "int64"),  # sums, and of squares
+}
+"""Name -> pyarrow's type."""
+
+
+def schema() -> Any:
+    """The columns as pyarrow has them."""
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
 
 
 def write_part(folder: Path, number: int, rows: Sequence[dict[str, Any]]) -> None:
     """Put rows on the disk as part `number`: whole or absent."""
-    with atomic_path(folder / f"part-{number:06d}.parquet") as temporary:
-        parquet.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)
+    import pyarrow as pa
+
+    write_index(folder / f"part-{number:06d}.parquet", pa.Table.from_pylist(list(rows), schema=schema()))
 
 
 def read_parts(folder: Path) -> tuple[int, Any]:
     """(how many parts there are, their rows as one table)."""
-    parts = sorted(folder.glob("part-*.parquet"))
-    tables = [parquet.read_table(part, schema=SCHEMA) for part in parts]
-    return len(parts), pa.concat_tables([SCHEMA.empty_table(), *tables])
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    parts, columns = sorted(folder.glob("part-*.parquet")), schema()
+    tables = [parquet.read_table(part, schema=columns) for part in parts]
+    return len(parts), pa.concat_tables([columns.empty_table(), *tables])
 
 
 def write_index(path: Path, table: Any) -> None:
-    """Write the whole index, atomically."""
+    """Write a table, atomically."""
+    import pyarrow.parquet as parquet
+
     with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> Any:
     """The index, or some of its columns, as a pyarrow table."""
+    import pyarrow.parquet as parquet
+
     return parquet.read_table(path, columns=None if columns is None else list(columns))
