@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from rmd_dist.data.images.work import Done, StoreOptions, work
+from rmd_dist.data.images.work import Done, StoreOptions, end_with_parent, work
 
 CHUNK = 32  # files handed to a process at once
 FEW = 256  # files that are not worth starting processes for
@@ -39,7 +39,8 @@ def worked_on(root: Path, paths: Sequence[bytes], options: StoreOptions, process
 
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Not forked: the process that prepares may have threads, of torch or of a progress bar.
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=end_with_parent)
 
 
 def _submit(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from rmd_dist.data.images.read import Unreadable, read_image
 from rmd_dist.data.images.store import stored
@@ -61,6 +65,18 @@ class Done(NamedTuple):
     """Over the stored pixels: of each colour, and of each colour's square."""
 
 
+def end_with_parent() -> None:
+    """End this process when its parent has ended, however: a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def work(root: bytes, paths: list[bytes], options: StoreOptions) -> list[Done]:
     """What has become of the files `paths` below `root`; nothing about a file raises."""
     return [_work(os.path.join(root, path), options) for path in paths]  # noqa: PTH118
@@ -85,8 +101,9 @@ def _work(path: bytes, options: StoreOptions) -> Done:
     pixels = image.pixels
     height, width, _ = pixels.shape
     mode, kept = stored(pixels, options.raw_bytes, lambda p: encode_jpeg(p, options.quality))
-    flat = pixels.reshape(-1, 3)
-    sums = [*flat.sum(0, dtype=np.int64), *(np.einsum("ij,ij->j", wide := flat.astype(np.int64), wide))]
+    counts = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256)  # of each value of each colour
+    values = np.arange(256)
+    sums = [*(counts @ values), *(counts @ values**2)]
     digest = hashlib.sha256(content).digest()
     return Done(
         "", digest, image.width, image.height, width, height, mode, kept, image.notes, tuple(map(int, sums))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -324,15 +325,17 @@ def test_ctrl_c_and_sigkill_lose_nothing(tmp_path: Path, root: Path) -> None:
     """By the command and several processes; the folder is larger than what one process would be given."""
     photos = write_classes(tmp_path / "photos", {"cat": 700, "dog": 700})
     command = [sys.executable, "-m", "rmd_dist", "prepare", "--dataset", str(photos), "--out", str(root)]
-    for end in (signal.SIGINT, signal.SIGKILL):
+    for end in (signal.SIGINT, signal.SIGKILL):  # the latter to the parent alone
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         deadline = time.monotonic() + 60
         while not list(root.glob(".photos.partial/*.beton")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(process.pid, end)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, end) if end == signal.SIGINT else process.kill()
         _, errors = process.communicate(timeout=60)
+        assert not psutil.wait_procs(workers, timeout=30)[1], "workers outlive the command"
         if process.returncode == 0:
             break  # it was done already
         assert process.returncode == (130 if end == signal.SIGINT else -9), errors
