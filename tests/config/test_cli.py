@@ -340,3 +340,28 @@ def test_a_number_where_text_is_meant_is_told_to_be_quoted(value, tmp_path):
 def test_flags_are_taken_as_they_are():
     config = parse(PretrainConfig, "--precision no --name 1e3 --compile off --seed 7".split())
     assert (config.run.precision, config.run.name, config.model.compile) == ("no", "1e3", False)
+
+
+def test_labels_of_a_file_are_named_one_way(tmp_path):
+    file = str(tmp_path / "l.csv")
+    for words in (["--labels", file], ["--noise", f"file:{file}"], ["--labels", file, "--noise", "file"]):
+        noise = parse(DistillConfig, words).noise
+        assert (noise.protocol, noise.labels) == ("file", file)
+    with pytest.raises(ConfigError, match="give one of them"):
+        parse(DistillConfig, ["--labels", file, "--noise", "pairflip"])
+    with pytest.raises(ConfigError, match="needs a file; give --labels FILE"):
+        parse(DistillConfig, ["--noise", "file"])
+
+
+def test_own_images_are_not_made_noisy_and_models_fit_their_size(tmp_path):
+    photos = str(tmp_path)
+    for words, model in (
+        ([], "resnet18_cifar"),
+        (["--image-size", "96"], "resnet18"),
+        (["--dataset", photos], "resnet18"),
+        (["--dataset", photos, "--image-size", "48"], "resnet18_cifar"),
+        (["--dataset", photos, "--model", "vgg11"], "vgg11"),
+    ):
+        config = parse(DistillConfig, words)
+        assert config.model.name == model, words
+        assert config.noise.protocol == ("none" if photos in words else "symmetric"), words
