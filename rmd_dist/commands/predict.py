@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rmd_dist.commands import path
+from rmd_dist.config.datasets import TABLES
 from rmd_dist.data.images.listing import list_images, shown
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, check_output
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _files(place: Path) -> list[Path]:
     """The images that `place` is, holds or names."""
-    if place.is_file() and place.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".parquet"):
+    if place.is_file() and place.suffix.lower() not in TABLES:
         return [place]
     listing = list_images(place)
     return [listing.root / os.fsdecode(name) for name in listing.paths]

@@ -8,6 +8,9 @@ from pathlib import Path
 SMALL = ("cifar10", "cifar100", "digits")
 """Data sets that are known by name, whose images are small; all others are somebody's own."""
 
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of tables of images."""
+
 _SAYS_NOTHING = ("labels", "metadata", "train", "images", "data", "dataset", "index", "img")
 
 
@@ -18,9 +21,15 @@ def dataset_name(dataset: str) -> str:
     not, in plain letters.
     """
     place = Path(dataset)
-    if dataset in SMALL or not place.exists():
-        return dataset
+    return dataset if dataset in SMALL or not place.exists() else name_of_place(place)
+
+
+def name_of_place(place: Path) -> str:
+    """What images that lie at `place` are called, whether it is there or not."""
     whole = place.resolve()
-    names = [whole.stem if whole.is_file() else whole.name, *(parent.name for parent in whole.parents)]
+    names = [
+        whole.stem if whole.suffix.lower() in TABLES else whole.name,
+        *(parent.name for parent in whole.parents),
+    ]
     text = next((name for name in names if name and name.lower() not in _SAYS_NOTHING), names[0])
     return re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_-").lower()[:60] or "images"

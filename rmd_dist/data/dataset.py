@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rmd_dist.config.datasets import name_of_place
 from rmd_dist.data.images.source import ImageFiles, SampleFiles
 from rmd_dist.data.images.store import Store
 from rmd_dist.data.sources import SOURCES
@@ -61,9 +62,11 @@ def find_source(dataset: str, root: Path) -> DataSource | ImageFiles:
     prepared = ImageFiles(dataset, None)
     if "/" not in dataset and prepared.is_prepared(root):
         return prepared
+    name = name_of_place(place)
+    hint = f"; what was prepared of {name} is there: give --dataset {name}"
     raise ConfigError(
         f"dataset {dataset!r} is unknown: it is none of {', '.join(SOURCES)}, no folder or table of images, "
-        f"and has not been prepared in {root}"
+        f"and has not been prepared in {root}{hint if ImageFiles(name, None).is_prepared(root) else ''}"
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rmd_dist.config.datasets import TABLES
 from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.images.listing import shown
-from rmd_dist.data.images.table import TABLES, records
+from rmd_dist.data.images.table import records
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, regular_size
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.label_files import read_labels
 from rmd_dist.data.noise import make_noise
+from rmd_dist.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
@@ -52,6 +53,12 @@ def make_labels(
     values out of range, an unknown protocol, or one that does not fit the data set (see `make_noise`).
     """
     info, own = dataset.info, dataset.labels
+    if info.num_classes < 2:
+        held = f"one class alone, {info.classes[0]}" if info.classes else "no labels"
+        raise ConfigError(
+            f"{info.name} has {held}, with which only rmd pretrain works; put the images into folders of "
+            "classes, or name them with their labels in a table"
+        )
     given = read_labels(file, dataset) if file else make_noise(own, protocol, rate, seed, info, root)
     known = not info.varied or protocol not in ("none", "file")
     transitions = np.bincount(own * info.num_classes + given, minlength=info.num_classes**2)

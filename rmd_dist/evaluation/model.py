@@ -76,6 +76,8 @@ def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.dev
         open_dataset(name, split, root=Path(config.root), source=source, loader=config.loader)
         for split in ("train", "test")
     )
+    if not train.info.classes:
+        raise ConfigError(f"{name} has no labels, by which a model is measured; give a --dataset that has")
     model.assume_input(Preprocess.for_dataset(train.info).to_cfg())
     compute = Compute(device, workers=workers_per_rank(config.workers))
     compute.placed(model.module)

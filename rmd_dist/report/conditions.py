@@ -8,6 +8,7 @@ from typing import Any
 
 from rmd_dist.config import TIMM, DistillConfig, PretrainConfig, is_path
 from rmd_dist.config.convert import flatten
+from rmd_dist.config.datasets import SMALL
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.report.results import Results, dataset_title
 from rmd_dist.runs.console import grouped
@@ -66,7 +67,12 @@ def _tested(config: DistillConfig) -> int:
 
 def _augmentation(config: DistillConfig) -> str:
     crop, flip = config.augment.padding, config.augment.flip_p
-    parts = [f"crop with padding {crop}"] * (crop > 0) + ["flip"] * (flip > 0)
+    if config.data.dataset in SMALL and config.data.image_size is None:
+        parts = [f"crop with padding {crop}"] * (crop > 0)
+    else:
+        low, high = config.augment.crop_scale
+        parts = [f"crop of {100 * low:g} to {100 * high:g} % of the area"]
+    parts += ["flip"] * (flip > 0)
     return " and ".join(parts) or "none"
 
 

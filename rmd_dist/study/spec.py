@@ -177,7 +177,7 @@ def _check(spec: StudySpec, path: Path) -> None:
         if not getattr(spec, key):
             raise ConfigError(f"{path}: {key} is empty, so there is nothing to run; give at least one")
     for dataset in {*spec.datasets, *spec.per_dataset, *spec.teachers}:
-        dataset_info(dataset)
+        dataset_info(dataset, flatten(spec.distill).get("data.root", "data"))
     for loss in spec.losses:
         if loss not in LOSSES:
             raise ConfigError(f"{path}: losses: {loss!r} is not known; use some of {', '.join(LOSSES)}")

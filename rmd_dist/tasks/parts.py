@@ -63,11 +63,6 @@ def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource
 def build_distillation(config: DistillConfig, compute: Compute, teacher: TeacherSource) -> Parts:
     """A student on noisy labels, and its teacher."""
     train, test, splits = build_data(config, config.validation)
-    if not train.info.classes:
-        raise ConfigError(
-            f"{train.info.name} has no labels, without which only rmd pretrain works; put the images into "
-            "folders of classes, or name them with their labels in a table"
-        )
     labels = build_labels(config, train)
     num_classes = train.info.num_classes
     student = Student(build_model(config, train.info, num_classes))

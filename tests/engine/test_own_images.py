@@ -199,8 +199,13 @@ def test_images_without_labels_are_for_pretraining_alone(tmp_path: Path) -> None
     train_tiny("pretrain", words("pretrain", tmp_path / "photos", tmp_path, "--epochs", "1"))
     manifest = json.loads((tmp_path / "pretrain" / "tiny" / "manifest.json").read_text())
     assert (manifest["status"], manifest["results"], manifest["classes"]) == ("finished", {}, [])
-    with pytest.raises(ConfigError, match="photos has no labels, without which only rmd pretrain works"):
+    with pytest.raises(ConfigError, match="photos has no labels, with which only rmd pretrain works"):
         train_tiny("distill", words("distill", tmp_path / "photos", tmp_path))
+    alone = write_classes(tmp_path / "alone", {"cat": 40})
+    with pytest.raises(
+        ConfigError, match="alone has one class alone, cat, with which only rmd pretrain works"
+    ):
+        train_tiny("distill", words("distill", alone, tmp_path))
 
 
 def test_own_images_have_defaults_of_their_own(photos: Path, root: Path, tmp_path: Path) -> None:

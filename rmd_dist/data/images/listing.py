@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rmd_dist.config.datasets import TABLES
 from rmd_dist.data.images.read import SUFFIXES
-from rmd_dist.data.images.table import SPLIT_NAMES, TABLES, Row, read_table
+from rmd_dist.data.images.table import SPLIT_NAMES, Row, read_table
 from rmd_dist.errors import ConfigError
 
 TRAIN, TEST, UNUSED, UNDECIDED = 0, 1, 2, -1

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmd_dist.config.datasets import TABLES
 from rmd_dist.errors import ConfigError
-
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-"""Suffixes of tables."""
 
 COLUMNS = {
     "path": ("path", "image_path", "file_name", "filename", "file", "filepath", "image"),

@@ -120,6 +120,8 @@ def test_a_prepared_set_is_found_by_its_name_and_without_its_files(photos: Path,
         ConfigError, match=r"'photo' is unknown: it is none of cifar10, .*, no folder or table"
     ):
         find_source("photo", root)
+    with pytest.raises(ConfigError, match=r"what was prepared of photos is there: give --dataset photos"):
+        find_source(str(photos), root)
 
 
 def test_what_changed_is_told_and_prepared_anew_on_demand(photos: Path, root: Path) -> None:
