@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _files(place: Path) -> list[Path]:
     """The images that `place` is, holds or names."""
+    if not place.exists():
+        raise ConfigError(f"{place} does not exist; give image files, folders of images, or tables of paths")
     if place.is_file() and place.suffix.lower() not in TABLES:
         return [place]
     listing = list_images(place)

@@ -64,9 +64,10 @@ def find_source(dataset: str, root: Path) -> DataSource | ImageFiles:
         return prepared
     name = name_of_place(place)
     hint = f"; what was prepared of {name} is there: give --dataset {name}"
+    hint = hint if ImageFiles(name, None).is_prepared(root) else ""
     raise ConfigError(
         f"dataset {dataset!r} is unknown: it is none of {', '.join(SOURCES)}, no folder or table of images, "
-        f"and has not been prepared in {root}{hint if ImageFiles(name, None).is_prepared(root) else ''}"
+        f"and has not been prepared in {root} (--data-root){hint}"
     )
 
 

@@ -118,6 +118,11 @@ def _of_folder(root: Path, class_level: int) -> Listing:
         listing.times.append(status.st_mtime_ns)
         names.append(folder[class_level - 1] if len(folder) >= class_level else None)
     _refuse_empty(listing, f"{root} holds no image")
+    if class_level > 1 and not any(names):
+        raise ConfigError(
+            f"{root}: class-level = {class_level}, but no image lies in so many folders; the first, "
+            f"{shown(listing.paths[0])}, lies in {listing.paths[0].count(b'/')}"
+        )
     if any(name is not None for name in names) and None in names:  # loose files beside folders of classes
         kept = [k for k, name in enumerate(names) if name is not None]
         listing.counts["above the folders of classes"] += len(names) - len(kept)

@@ -41,6 +41,10 @@ def test_the_folder_that_names_the_class_may_lie_deeper(tmp_path: Path) -> None:
     found = list_images(tmp_path, class_level=2)
     assert found.classes == ("cat", "cup", "dog")
     assert found.counts == {"above the folders of classes": 1}
+    with pytest.raises(
+        ConfigError, match=r"class-level = 4, but no image lies in so many folders; the first, animals/"
+    ):
+        list_images(tmp_path, class_level=4)
 
 
 @pytest.mark.parametrize(
