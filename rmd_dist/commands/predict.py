@@ -16,7 +16,7 @@ from typing import Any
 
 from rmd_dist.commands import path
 from rmd_dist.config.datasets import TABLES
-from rmd_dist.data.images.listing import list_images, shown
+from rmd_dist.data.images.listing import list_files, shown
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, check_output
 
@@ -67,8 +67,10 @@ def _files(place: Path) -> list[Path]:
         raise ConfigError(f"{place} does not exist; give image files, folders of images, or tables of paths")
     if place.is_file() and place.suffix.lower() not in TABLES:
         return [place]
-    listing = list_images(place)
-    return [listing.root / os.fsdecode(name) for name in listing.paths]
+    found = list_files(place)
+    if not found:
+        raise ConfigError(f"{place} holds no image; give image files, folders of images, or tables of paths")
+    return found
 
 
 @contextlib.contextmanager

@@ -155,6 +155,8 @@ def _report(folder: Path, images: ImageFiles, root: Path) -> None:
 def show_noise(args: argparse.Namespace) -> None:
     for file in filter(None, (args.manifest, args.out_labels)):
         check_output(file)
+    if args.out_labels and args.out_labels.suffix.lower() not in (".csv", ".npy"):
+        raise ConfigError(f"--out-labels {args.out_labels} must end in .csv or .npy")
     data = open_dataset(args.dataset, "train", root=args.out, source=args.source, loader="memory")
     labels = make_labels(data, args.protocol, args.rate, args.seed, args.out)
     manifest = labels.manifest

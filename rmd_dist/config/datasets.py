@@ -32,4 +32,5 @@ def name_of_place(place: Path) -> str:
         *(parent.name for parent in whole.parents),
     ]
     text = next((name for name in names if name and name.lower() not in _SAYS_NOTHING), names[0])
-    return re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_-").lower()[:60] or "images"
+    name = re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_-").lower()[:60] or "images"
+    return f"{name}_images" if name in SMALL else name

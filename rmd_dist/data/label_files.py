@@ -64,9 +64,10 @@ def _by_path(dataset: Dataset) -> dict[bytes, int]:
 
 
 def _classes(dataset: Dataset) -> dict[str, int]:
-    """What a label may be called -> class: its name or, where that is no other's name, its number."""
+    """What a label may be called -> class: its name or, where no name is a number, its number."""
     names = {name: k for k, name in enumerate(dataset.info.classes)}
-    return {str(k): k for k in range(len(names))} | names
+    numbered = any(name.isdecimal() for name in names)
+    return names if numbered else {str(k): k for k in range(len(names))} | names
 
 
 def _sample(line: dict[str, str], by_path: dict[bytes, int], count: int, where: str) -> int | None:

@@ -47,13 +47,16 @@ def choose(
     """The splits of a run over `train_count` and `test_count` images; the same for every seed.
 
     `train_samples` of the training images are used, a share of `validation` of them held out, and at most
-    `probe_samples` of the others measured (0: all); the first `test_samples` test images are measured.
+    `probe_samples` of the others measured (0: all); the first `test_samples` test images are measured,
+    or with `groups` so many of them, always the same.
     `groups` gives (train_count,) numbers: samples of equal ones are not parted by the hold-out.
     Raises ConfigError if `train_samples` exceeds the count.
     """
     chosen = subset(train_count, train_samples)
     train, held_out = hold_out(chosen, validation, groups()[chosen] if groups and validation else None)
-    test: Indices = np.arange(test_count)[:test_samples]
+    in_order: Indices = np.arange(test_count)[:test_samples]
+    # Own images come class by class.
+    test = subset(test_count, min(test_samples or test_count, test_count)) if groups else in_order
     return Splits(train, held_out, probe(train, probe_samples), test)
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,14 @@ def predict_files(
         raise ConfigError(f"{model.path} is an encoder and knows no classes; give a student of rmd distill")
     names = model.classes or tuple(map(str, range(model.num_classes)))
     compute.placed(model.module)
-    preprocess = Preprocess.of(model.module)
+    preprocess, options = Preprocess.of(model.module), StoreOptions.of(model.stored)
     augmenter = VariedAugmenter(
         None, sizes=(max(preprocess.size),), seed=0, workers=compute.workers, crop_pct=preprocess.crop_pct
     )
     with ThreadPoolExecutor(compute.workers) as readers, evaluating(model.module):
         for first in range(0, len(files), batch_size):
             batch = files[first : first + batch_size]
-            read = list(readers.map(_read, batch))
+            read = list(readers.map(partial(_read, options), batch))
             images = [image for image in read if not isinstance(image, str)]
             found: Iterator[Prediction] = iter(())
             if images:
@@ -69,11 +70,11 @@ def predict_files(
     augmenter.close()
 
 
-def _read(file: Path) -> npt.NDArray[np.uint8] | str:
-    """The pixels of a file, or why it has none."""
-    options = StoreOptions()
+def _read(options: StoreOptions, file: Path) -> npt.NDArray[np.uint8] | str:
+    """The pixels of a file, as those were stored that the model was trained on, or why it has none."""
+    size, longest, background = options.store_size, options.longest, options.background
     try:
-        image = read_image(file.read_bytes(), shorter=options.store_size, longer=options.longest)
+        image = read_image(file.read_bytes(), shorter=size, longer=longest, background=background)
     except (OSError, Unreadable) as error:
         return str(error)
     return image.pixels

@@ -62,7 +62,17 @@ def dataset_of(config: EvaluateConfig, model: LoadedModel) -> str:
             f"{model.path} has {model.num_classes} classes, {name} has {count}; "
             "give the --dataset that the model was trained on"
         )
+    names = dataset_info(name, config.root).classes
+    if model.classes and model.classes != names:
+        raise ConfigError(
+            f"{model.path} knows the classes {_few(model.classes)}, {name} has {_few(names)}; give the "
+            "--dataset that the model was trained on"
+        )
     return name
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.device) -> ModelFigures:
@@ -82,7 +92,11 @@ def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.dev
     compute = Compute(device, workers=workers_per_rank(config.workers))
     compute.placed(model.module)
     splits = choose(
-        len(train), len(test), probe_samples=config.train_samples, test_samples=config.test_samples
+        len(train),
+        len(test),
+        probe_samples=config.train_samples,
+        test_samples=config.test_samples,
+        groups=train.files.groups if train.files else None,
     )
     if model.num_classes:
         return _classifier(config, model, test, splits.test, compute)

@@ -61,6 +61,8 @@ class LoadedModel:
     """Their names, where they are known."""
     prefix: str = ""
     """What the names in the file began with, such as `module.`, and the model's do not."""
+    stored: Any = None
+    """How the images were stored that it was trained on, where they were somebody's own."""
 
     def assume_input(self, input: dict[str, Any]) -> None:
         """Take `input` for what was not recorded: before it was, models wanted what their data set is."""
@@ -173,7 +175,7 @@ def load(path: Path, default_architecture: str) -> LoadedModel:
     module = create(architecture, num_classes, input)
     load_weights(module, tensors, file)
     names = tuple(classes) if num_classes == len(classes) else ()
-    where = (file, sha256(file), names, prefix)
+    where = (file, sha256(file), names, prefix, about.get("stored"))
     return LoadedModel(module, architecture, num_classes, dataset, stage, input, *where)
 
 

@@ -17,7 +17,7 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.labels import Labels
 from rmd_dist.data.loader import Batch
 from rmd_dist.data.preprocess import Preprocess
-from rmd_dist.data.splits import Splits
+from rmd_dist.data.splits import Splits, probe
 from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.measures import at_chance, classification, memorisation
 from rmd_dist.evaluation.predict import BetweenBatches, evaluating, predict, predict_classes
@@ -149,7 +149,8 @@ class DistillTask(Task):
         """E_t, E_s and N of some test images, ordered by class so that blocks show."""
         if self.teacher is None:
             return {}
-        chosen = self.splits.test[:GRAPH_SAMPLES]
+        test = self.splits.test
+        chosen = probe(test, GRAPH_SAMPLES) if self.test.store else test[:GRAPH_SAMPLES]
         by_class = chosen[np.argsort(self.test.labels[chosen], kind="stable")]
         student, teacher = (
             predict(encoder, self.test, by_class, compute=self.compute, batch_size=self.eval.batch_size)

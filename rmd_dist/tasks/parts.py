@@ -237,4 +237,4 @@ def _about(config: AnyConfig, train: Dataset, splits: Splits, model: Any) -> dic
         "train_samples": len(splits.train),
         "classes": list(train.info.classes),
         "input": Preprocess.of(model).to_cfg(),
-    }
+    } | ({"stored": dict(train.info.stored)} if train.info.stored else {})

@@ -66,6 +66,16 @@ def test_labels_that_cannot_be(tmp_path: Path, digits: Dataset, text: str, messa
         read_labels(tmp_path / "labels.csv", digits)
 
 
+def test_numbers_of_classes_are_no_names_where_names_are_numbers(tmp_path: Path) -> None:
+    place = write_classes(tmp_path / "numbers", {"1": 20, "2": 20})
+    data = open_dataset(str(place), "train", root=tmp_path / "data", loader="memory")
+    (tmp_path / "labels.csv").write_text("index,label\n0,2\n1,1\n")
+    assert read_labels(tmp_path / "labels.csv", data)[:2].tolist() == [1, 0]
+    (tmp_path / "labels.csv").write_text("index,label\n0,0\n")
+    with pytest.raises(ConfigError, match="label '0' is no class of numbers; its classes are 1, 2"):
+        read_labels(tmp_path / "labels.csv", data)
+
+
 def test_paths_that_are_not_there(tmp_path: Path, photos: Dataset) -> None:
     (tmp_path / "labels.csv").write_text("path,label\nmouse/1.png,dog\n")
     with pytest.raises(ConfigError, match=r"line 2: mouse/1.png is no image that was prepared"):

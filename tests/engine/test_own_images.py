@@ -121,6 +121,7 @@ def test_timm_and_rmd_predict_give_the_accuracy_of_the_run(
     run = _trained(photos, tmp_path)
     config = json.loads((run / "config.json").read_text())
     assert config["label_names"] == ["cat", "dog"]
+    assert config["rmd_dist"]["stored"]["background"] == [255, 255, 255]
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], cfg["crop_pct"], cfg["interpolation"]) == ([3, 64, 64], 0.875, "bilinear")
     test = open_dataset(str(photos), "test", root=root, loader="memory")

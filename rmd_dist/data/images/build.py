@@ -35,6 +35,8 @@ HELD_OUT = 0.1
 BROKEN = 0.05
 """Share of files that cannot be used above which a preparation stops."""
 SKIPPED = -1
+PASSING = ("cannot be read: ", "its decoder ended", "not enough memory")
+"""Beginnings of reasons that may be gone the next time."""
 _SPLITS = {TRAIN: "train", TEST: "test"}
 _PART_ROWS, _PART_SECONDS = 8192, 10.0
 
@@ -55,10 +57,29 @@ def build(
     `processes`: that read and decode; 0: one for each core. An interrupted preparation of the same listing
     and options goes on where it was. Raises ConfigError if too many files cannot be used, or too few can.
     """
+    try:
+        _build(listing, name, root, options, source, allow_broken, processes, progress)
+    except OSError as error:
+        raise ConfigError(
+            f"{name} cannot be prepared in {root}: {error}; make room or give another folder, and give the "
+            "same command again, which goes on"
+        ) from error
+
+
+def _build(
+    listing: Listing,
+    name: str,
+    root: Path,
+    options: StoreOptions,
+    source: str,
+    allow_broken: bool,
+    processes: int,
+    progress: Progress | None,
+) -> None:
     work = root / f".{name}.partial"
     begun = {"listing": listing.fingerprint(), "options": options.to_json()}
     try:
-        same = read_json(work / "begun.json", missing_ok=True) == begun
+        same = read_json(work / "begun.json", missing_ok=True) == begun and _goes_on(work)
     except (OSError, ValueError):
         same = False
     if not same:
@@ -69,6 +90,15 @@ def build(
     _, table = read_parts(work)
     finish.finish(table, listing, name, root, work, options, source)
     shutil.rmtree(work)
+
+
+def _goes_on(work: Path) -> bool:
+    """Whether what was begun is whole, and nothing was skipped for a cause that may have passed."""
+    _, table = read_parts(work)
+    rows = zip(table["split"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    shards = {(split, shard) for split, shard in rows if split in _SPLITS}
+    passed = any(reason.startswith(PASSING) for reason in table["reason"].to_pylist())
+    return not passed and all(ShardWriter(work, _SPLITS[s], 0).path(k).exists() for s, k in shards)
 
 
 def _read_all(
@@ -87,6 +117,8 @@ def _read_all(
     for code, writer in writers.items():
         _continue(writer, table, code)
     broken = Counter(reason for reason in table["reason"].to_pylist() if reason)
+    if not allow_broken and _are_too_many(broken, listing):
+        raise _too_many(broken, done, listing, work)
     rows: list[dict[str, Any]] = []
     saved = time.monotonic()
 
@@ -104,7 +136,7 @@ def _read_all(
             rows.append(_row(listing, number, result, writers))
             if result.reason:
                 broken[result.reason] += 1
-                if not allow_broken and sum(broken.values()) > max(BROKEN * len(listing), 1):
+                if not allow_broken and _are_too_many(broken, listing):
                     save()
                     raise _too_many(broken, number + 1, listing, work)
             if len(rows) >= _PART_ROWS or time.monotonic() - saved > _PART_SECONDS:
@@ -174,6 +206,10 @@ def _continue(writer: ShardWriter, table: Any, code: int) -> None:
         last = own.filter(compute.equal(own["shard"], writer.shard))
         writer.count = len(last)
         writer.end = compute.max(compute.add(last["pointer"], last["bytes"])).as_py()
+
+
+def _are_too_many(broken: Counter[str], listing: Listing) -> bool:
+    return sum(broken.values()) > max(BROKEN * len(listing), 1)
 
 
 def _too_many(broken: Counter[str], seen: int, listing: Listing, work: Path) -> ConfigError:

@@ -51,6 +51,11 @@ def finish(
         with atomic_path(target.with_suffix(".json")) as temporary:
             temporary.write_text(to_json(manifest, indent=1) + "\n")
         ShardWriter(work, split, len(listing)).path(shard).replace(target)
+    for split in _SPLITS.values():  # what a preparation before had more
+        for stale in root.glob(f"{name}_{split}.*.beton"):
+            if stale not in {shard_path(root, name, *key) for key in manifests}:
+                stale.unlink()
+                stale.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _arrow(values: npt.NDArray[Any], kind: Any) -> Any:

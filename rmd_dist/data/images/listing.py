@@ -79,6 +79,9 @@ def list_images(place: Path, class_level: int = 1) -> Listing:
     a table names one path with two labels.
     """
     try:
+        tabled = place.is_file() or any((place / name).is_file() for name in METADATA)
+        if tabled and class_level != 1:
+            raise ConfigError(f"class-level = {class_level} is for folders; {place} has labels in a table")
         if place.is_file():
             return _of_table(place)
         if not place.is_dir():
@@ -102,8 +105,8 @@ def _of_folder(root: Path, class_level: int) -> Listing:
             return _of_tables(root, {table: parts[table.parent.name] for table in found})
     else:
         parts = {}
-    listing, names = Listing(root), []
-    for path, status in _walk(os.fsencode(root), listing.counts):
+    listing, names, linked = Listing(root), [], []
+    for path, status, target in _walk(os.fsencode(root), listing.counts):
         folder = [*path.split(b"/")[:-1]]
         split = None
         if parts:
@@ -112,6 +115,7 @@ def _of_folder(root: Path, class_level: int) -> Listing:
                 listing.counts["beside the folders of splits"] += 1
                 continue
             folder = folder[1:]
+        linked.append(target)
         listing.paths.append(path)
         listing.splits.append(_split_code(split))
         listing.sizes.append(status.st_size)
@@ -125,11 +129,47 @@ def _of_folder(root: Path, class_level: int) -> Listing:
         )
     if any(name is not None for name in names) and None in names:  # loose files beside folders of classes
         kept = [k for k, name in enumerate(names) if name is not None]
-        listing.counts["above the folders of classes"] += len(names) - len(kept)
-        rows: Any
-        for rows in (listing.paths, listing.splits, listing.sizes, listing.times, names):
-            rows[:] = [rows[k] for k in kept]
+        _keep(kept, "above the folders of classes", listing, names, linked)
+    if any(linked):
+        _keep(
+            _first_ways(os.path.realpath(os.fsencode(root)), listing.paths, linked),
+            "links to images listed anyway",
+            listing,
+            names,
+            linked,
+        )
     return _with_classes(listing, [None if name is None else _class_name(name) for name in names])
+
+
+def _keep(kept: list[int], what: str, listing: Listing, *columns: list[Any]) -> None:
+    """Leave out all files but those; `what` they are is counted."""
+    if len(kept) < len(listing):
+        listing.counts[what] += len(listing) - len(kept)
+    rows: Any
+    for rows in (listing.paths, listing.splits, listing.sizes, listing.times, *columns):
+        rows[:] = [rows[k] for k in kept]
+
+
+def _first_ways(home: bytes, paths: list[bytes], linked: list[bytes | None]) -> list[int]:
+    """Of several ways to one file the file itself, else the first link: their numbers."""
+    met = {home + b"/" + path for path, target in zip(paths, linked, strict=True) if target is None}
+    kept = []
+    for k, target in enumerate(linked):
+        if target is None or target not in met:
+            kept.append(k)
+        if target is not None:
+            met.add(target)
+    return kept
+
+
+def list_files(place: Path) -> list[Path]:
+    """The image files that a folder holds at any depth, or a table names, whatever their labels."""
+    try:
+        if place.is_file():
+            return [place.parent / os.fsdecode(row.path) for row in read_table(place)]
+        return [place / os.fsdecode(path) for path, _, _ in _walk(os.fsencode(place), Counter())]
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read: {error}") from error
 
 
 def _class_name(name: bytes) -> str:
@@ -137,21 +177,26 @@ def _class_name(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _walk(root: bytes, counts: Counter[str]) -> Iterator[tuple[bytes, os.stat_result]]:
-    """(path relative to `root`, status) of each image file, in the order of names, folder by folder.
+def _walk(root: bytes, counts: Counter[str]) -> Iterator[tuple[bytes, os.stat_result, bytes | None]]:
+    """(path relative to `root`, status, where it really is if a link leads there) of each image file.
 
-    Links are followed: to a file that the walk meets anyway, or has met, not again; nor to a folder, which
-    is what a loop comes to. Hidden files and folders and files of other suffixes are counted.
+    In the order of names, folder by folder; folders that are links come last, and those that were met
+    already not at all, which is what a loop comes to. Hidden files and folders and files of other suffixes
+    are counted.
     """
-    home, met = os.path.realpath(root), set[tuple[int, int]]()
-    folders: list[bytes] = [b""]
-    entered = {_identity(os.stat(root))}  # noqa: PTH116
-    while folders:
-        folder = folders.pop()
-        below = []
-        for entry in sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name):  # noqa: PTH118
+    folders: list[tuple[bytes, bool]] = [(b"", False)]
+    links: list[bytes] = []
+    entered = set[tuple[int, int]]()
+    while folders or links:
+        folder, linked = folders.pop() if folders else (links.pop(0), True)
+        at = os.path.join(root, folder)  # noqa: PTH118
+        if (identity := _identity(os.stat(at))) in entered:  # noqa: PTH116
+            counts["links to folders met before, loops among them"] += 1
+            continue
+        entered.add(identity)
+        below: list[tuple[bytes, bool]] = []
+        for entry in sorted(os.scandir(at), key=lambda entry: entry.name):
             path = folder + entry.name
-            linked = entry.is_symlink()
             if entry.name.startswith(b"."):
                 counts["hidden"] += 1
                 continue
@@ -161,20 +206,15 @@ def _walk(root: bytes, counts: Counter[str]) -> Iterator[tuple[bytes, os.stat_re
                 counts["dead links"] += 1
                 continue
             if stat.S_ISDIR(status.st_mode):
-                if _identity(status) in entered:
-                    counts["links to folders met before, loops among them"] += 1
-                    continue
-                entered.add(_identity(status))
-                below.append(path + b"/")
+                if entry.is_symlink():
+                    links.append(path + b"/")
+                else:
+                    below.append((path + b"/", linked))
             elif not stat.S_ISREG(status.st_mode) or not _is_image(entry.name):
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
                 counts[f"other files: {shown(suffix) or 'no suffix'}"] += 1
-            elif linked and (_identity(status) in met or _met_anyway(os.path.realpath(entry.path), home)):
-                counts["links to images listed anyway"] += 1
             else:
-                if linked:
-                    met.add(_identity(status))
-                yield path, status
+                yield path, status, os.path.realpath(entry.path) if linked or entry.is_symlink() else None
         folders += reversed(below)
 
 
@@ -188,12 +228,6 @@ def _is_image(name: bytes) -> bool:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir()
-
-
-def _met_anyway(target: bytes, home: bytes) -> bool:
-    """Whether a walk of `home` comes to the file `target` by itself."""
-    below = target[len(home) + 1 :] if target.startswith(home + b"/") else b""
-    return _is_image(below) and not any(part.startswith(b".") for part in below.split(b"/"))
 
 
 def _of_table(table: Path) -> Listing:

@@ -19,7 +19,7 @@ from rmd_dist.data.render.jpeg import DECODER
 from rmd_dist.data.sources.base import DatasetInfo, Split
 from rmd_dist.data.sources.beton import BetonHeader, read_manifest
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import exclusive
+from rmd_dist.files import exclusive, write_json
 
 IMAGE_SIZE = 224
 """Pixels of a side that models get unless asked otherwise."""
@@ -100,6 +100,7 @@ class ImageFiles:
                 test_count=int(test["total"]),
                 crop_pct=CROP_PCT,
                 varied=True,
+                stored=dict(train["options"]),
             )
         except (KeyError, TypeError, ValueError):
             path = shard_path(root, self.name, "train", 0).with_suffix(".json")
@@ -135,9 +136,11 @@ class ImageFiles:
         """
         if self.is_prepared(root) and not (look or update):
             return self._check_place(root)
-        if self.place is None:
-            return self._check_decoder(root)
         wanted = options or StoreOptions()
+        if self.place is None:
+            if update or (options and self._manifest(root, "train").get("options") != options.to_json()):
+                raise ConfigError(f"{self.name} has been prepared; to do it anew give its folder or table")
+            return self._check_decoder(root)
         if progress:
             progress(f"listing {self.place}", 0, 0)
         listing = list_images(self.place, class_level)
@@ -146,15 +149,14 @@ class ImageFiles:
             if self.is_prepared(root):
                 manifest = self._manifest(root, "train")
                 same = manifest["source_sha256"] == listing.fingerprint()
-                if same and manifest.get("options") == wanted.to_json():
-                    return None
+                if same and manifest.get("options") == wanted.to_json() and not update:
+                    return self._record_place(root)
                 if not update:
                     what = "with other options" if same else "from other files, or they have changed since"
                     raise ConfigError(
                         f"{self.name} was prepared in {root} {what} ({manifest['source']}); give --update to "
                         "prepare it anew, another --out for another folder of betons, or leave it"
                     )
-                self._remove(root)
             build(
                 listing, self.name, root, wanted,
                 source=str(self.place.resolve()), allow_broken=allow_broken, processes=processes,
@@ -162,14 +164,13 @@ class ImageFiles:
             )  # fmt: skip
         return None
 
-    def _remove(self, root: Path) -> None:
+    def _record_place(self, root: Path) -> None:
+        """Say in the manifests where the files are now."""
+        assert self.place is not None
         for split in ("train", "test"):
-            for path in [
-                *root.glob(f"{self.name}_{split}.beton"),
-                *root.glob(f"{self.name}_{split}.*.beton"),
-            ]:
-                path.unlink()
-                path.with_suffix(".json").unlink(missing_ok=True)
+            for header in open_shards(root, self.name, split):
+                if header.manifest["source"] != (now := str(self.place.resolve())):
+                    write_json(header.path.with_suffix(".json"), header.manifest | {"source": now})
 
     def _check_place(self, root: Path) -> None:
         """ConfigError if what is prepared under this name came from elsewhere."""

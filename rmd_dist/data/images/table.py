@@ -49,7 +49,13 @@ def read_table(table: Path) -> Iterator[Row]:
         path = values.get("path")
         if not path:
             raise ConfigError(f"{table}, line {number} has no path; give one in every line")
-        yield Row(number, os.fsencode(path), values.get("label") or None, values.get("split") or None)
+        try:
+            name = os.fsencode(path)
+        except UnicodeEncodeError:
+            name = b"\0"
+        if b"\0" in name:
+            raise ConfigError(f"{table}, line {number}: {path!r} cannot be a path; mend it")
+        yield Row(number, name, values.get("label") or None, values.get("split") or None)
 
 
 def records(table: Path, needed: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -67,7 +73,7 @@ def records(table: Path, needed: str) -> Iterator[tuple[int, dict[str, str]]]:
             lines = _separated(table, needed)
         known: dict[str, str] = {}
         for number, line in lines:
-            if not known:
+            if not known or suffix == ".jsonl":  # each line has keys of its own
                 known = _columns(line.keys(), needed, table)
             yield number, {kind: _text(line.get(column)) for kind, column in known.items()}
     except ConfigError:
@@ -104,7 +110,8 @@ def _separated(table: Path, needed: str) -> Iterator[tuple[int, dict[str, str]]]
         first = file.readline(1 << 20)
         file.seek(0)
         delimiter = max(",;\t" if table.suffix.lower() != ".tsv" else "\t", key=first.count)
-        delimiter = delimiter if delimiter in first else " "
+        if delimiter not in first and first.strip().lower() not in COLUMNS["path"]:
+            delimiter = " "
         dialect: Any = {"delimiter": delimiter, "skipinitialspace": delimiter == " "}
         header = next(csv.reader([first], **dialect), [])
         names: list[str] | None = None

@@ -43,6 +43,15 @@ class StoreOptions:
         if not 0 <= self.raw_bytes <= 1 << 20:
             raise ConfigError(f"raw-bytes = {self.raw_bytes} is out of range; allowed: 0 to 1048576")
 
+    @classmethod
+    def of(cls, stored: Any) -> StoreOptions:
+        """Those that a manifest tells, or where they cannot be the usual ones."""
+        try:
+            known = {key: stored[key] for key in ("store_size", "longest", "background")}
+            return cls(**known | {"background": tuple(map(int, known["background"]))})
+        except (KeyError, TypeError, ValueError):
+            return cls()
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a manifest."""
         return asdict(self) | {"background": list(self.background)}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ class DatasetInfo:
     """Share of the shorter side that an evaluation's central crop has (timm's crop_pct)."""
     varied: bool = False
     """Whether each image has a size of its own; else they are stored at `image_size`."""
+    stored: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    """How own images were stored (StoreOptions), by which others are read to be predicted."""
     confusions: Mapping[str, Mapping[int, int]] = field(default_factory=dict, repr=False, hash=False)
     """What each class is taken for, by the noise protocol that needs to know what classes mean."""
 

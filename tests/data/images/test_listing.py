@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from rmd_dist.config.datasets import dataset_name
-from rmd_dist.data.images.listing import TEST, TRAIN, UNDECIDED, UNUSED, Listing, list_images, shown
+from rmd_dist.data.images.listing import (
+    TEST,
+    TRAIN,
+    UNDECIDED,
+    UNUSED,
+    Listing,
+    list_files,
+    list_images,
+    shown,
+)
 from rmd_dist.errors import ConfigError
 
 from .folders import write, write_classes
@@ -109,16 +118,55 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "dog" / "loop").symlink_to(root)
     (root / "more").symlink_to(pool)
     found = list_images(root)
-    # Of two ways to one file the first in order counts; `more` is a folder like any other.
-    assert [path for path, _, _ in seen(found)] == [
-        "cat/1.png",
-        "dog/far twice.png",
-        "dog/kept.png",
-        "more/far.png",
-    ]
+    # Of several ways to one file the first counts; linked folders come after all others.
+    assert [path for path, _, _ in seen(found)] == ["cat/1.png", "dog/far twice.png", "dog/kept.png"]
     assert found.counts["links to folders met before, loops among them"] == 1
     assert found.counts["dead links"] == 1
-    assert found.counts["links to images listed anyway"] == 2
+    assert found.counts["links to images listed anyway"] == 3
+
+
+def test_links_into_a_pool_beside_the_classes(tmp_path: Path) -> None:
+    """What they lead to is in the root, but is not itself listed."""
+    for k in range(3):
+        pooled = write(tmp_path / "pool" / f"{k}.png", k)
+        split = tmp_path / ("train" if k else "test") / "cat"
+        split.mkdir(parents=True, exist_ok=True)
+        (split / f"{k}.png").symlink_to(pooled)
+    assert [path for path, _, _ in seen(list_images(tmp_path))] == [
+        "test/cat/0.png",
+        "train/cat/1.png",
+        "train/cat/2.png",
+    ]
+    loose = write(tmp_path / "other" / "loose.png", 9)
+    (tmp_path / "other" / "dog").mkdir()
+    (tmp_path / "other" / "dog" / "1.png").symlink_to(loose)
+    (tmp_path / "other" / "a link").symlink_to(tmp_path / "other" / "dog")  # sorts before what it leads to
+    assert [path for path, _, _ in seen(list_images(tmp_path / "other"))] == ["dog/1.png"]
+
+
+def test_every_image_of_a_folder_is_one_to_predict(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("deep/er/in.png", "loose.png", "train/cat/1.png")]
+    for k, path in enumerate(paths):
+        write(path, k)
+    (tmp_path / "metadata.csv").write_text("file_name,label\nloose.png,a\n")
+    assert sorted(list_files(tmp_path)) == paths
+    assert list_files(tmp_path / "metadata.csv") == [tmp_path / "loose.png"]
+
+
+def test_each_line_of_json_has_keys_of_its_own(tmp_path: Path) -> None:
+    for k in range(3):
+        write(tmp_path / f"{k}.png", k)
+    lines = [{"path": "0.png", "label": "a"}, {"path": "1.png", "label": "b", "split": "test"}]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [(label, split) for _, label, split in seen(list_images(tmp_path / "l.jsonl"))] == [
+        ("a", UNDECIDED), ("b", TEST)
+    ]  # fmt: skip
+    (tmp_path / "l.jsonl").write_text(json.dumps({"path": "a\0b", "label": "a"}))
+    with pytest.raises(ConfigError, match=r"line 1: .* cannot be a path"):
+        list_images(tmp_path / "l.jsonl")
+    write(tmp_path / "my cat.png", 5)
+    (tmp_path / "one.csv").write_text("path\nmy cat.png\n")
+    assert [path for path, _, _ in seen(list_images(tmp_path / "one.csv"))] == ["my cat.png"]
 
 
 def test_names_in_any_bytes(tmp_path: Path) -> None:
@@ -262,4 +310,6 @@ def test_names_of_data_sets(tmp_path: Path) -> None:
     assert dataset_name(str(tmp_path / "My Photos (2)" / "labels.csv")) == "my_photos_2"
     assert dataset_name(str(tmp_path / "birds.csv")) == "birds"
     assert dataset_name("cifar10") == "cifar10"
+    (tmp_path / "cifar10").mkdir()
+    assert dataset_name(str(tmp_path / "cifar10")) == "cifar10_images"
     assert dataset_name("prepared") == "prepared"

@@ -135,6 +135,66 @@ def test_what_changed_is_told_and_prepared_anew_on_demand(photos: Path, root: Pa
         ImageFiles.at(photos).prepare(root, StoreOptions(store_size=16), look=True)
 
 
+def test_a_failed_update_leaves_what_was_there(photos: Path, root: Path) -> None:
+    before = prepared(photos, root)["train"].sha256
+    for k in range(9):
+        (photos / "cat" / f"bad{k}.png").write_bytes(b"no image")
+    for _ in range(6):  # the limit is not walked through, one file each time
+        with pytest.raises(ConfigError, match="files cannot be used"):
+            prepared(photos, root, update=True)
+    assert open_dataset("photos", "train", root=root, loader="memory").sha256 == before
+
+
+def test_what_fails_at_the_end_begins_anew(photos: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk when one beton has its name and the other has not."""
+    from rmd_dist.data.images import finish
+
+    real = finish.atomic_path
+
+    def full(path: Path) -> Any:
+        if path.name == "photos_train.json":
+            raise OSError(28, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(finish, "atomic_path", full)
+    with pytest.raises(ConfigError, match=r"photos cannot be prepared .*No space left.*make room"):
+        prepared(photos, root)
+    monkeypatch.undo()
+    assert sum(map(len, prepared(photos, root).values())) == 60
+
+
+def test_a_moved_folder_is_looked_at_and_then_known(photos: Path, root: Path) -> None:
+    before = prepared(photos, root)["train"].sha256
+    moved = photos.parent / "elsewhere" / "photos"
+    moved.parent.mkdir()
+    photos.rename(moved)
+    with pytest.raises(ConfigError, match="if it has moved, run rmd prepare"):
+        open_dataset(str(moved), "train", root=root, loader="memory")
+    ImageFiles.at(moved).prepare(root, look=True)
+    assert open_dataset(str(moved), "train", root=root, loader="memory").sha256 == before
+
+
+def test_a_cause_that_has_passed_is_looked_at_again(
+    photos: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(home: bytes, paths: list[bytes], options: StoreOptions) -> list[Done]:
+        found = real_work(home, paths, options)
+        return [Done("cannot be read: Input/output error"), *found[1:]] if b"cat/000.png" in paths else found
+
+    monkeypatch.setattr(pool, "work", unreadable)
+    assert sum(map(len, prepared(photos, root).values())) == 59
+    monkeypatch.undo()
+    assert sum(map(len, prepared(photos, root, update=True).values())) == 60
+
+
+def test_a_part_of_the_test_images_has_every_class(photos: Path, root: Path) -> None:
+    from rmd_dist.data.splits import choose
+
+    test = np.repeat([0, 1], 50)  # class by class, as a folder is listed
+    chosen = choose(10, 100, test_samples=20, groups=lambda: np.arange(10)).test
+    assert len(chosen) == 20 and set(test[chosen]) == {0, 1}
+
+
 def test_another_folder_of_the_same_name_is_not_taken_for_it(
     photos: Path, root: Path, tmp_path: Path
 ) -> None:
