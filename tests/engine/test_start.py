@@ -133,8 +133,8 @@ def test_a_beton_changed_under_the_run_is_named(how, betons, tmp_path, monkeypat
                 file.write(b"other pixels")
             os.utime(beton, ns=(1, 1))
 
-    check, calls = __import__("rmd_dist.data.sources.ffcv", fromlist=["FfcvSource"]).FfcvSource, [0]
-    look = check._refuse_changes
+    check, calls = __import__("rmd_dist.data.sources.ffcv", fromlist=["Watch"]).Watch, [0]
+    look = check.check
 
     def changing(self):
         calls[0] += 1
@@ -142,7 +142,7 @@ def test_a_beton_changed_under_the_run_is_named(how, betons, tmp_path, monkeypat
             change()
         look(self)
 
-    monkeypatch.setattr(check, "_refuse_changes", changing)
+    monkeypatch.setattr(check, "check", changing)
     with pytest.raises(
         Fault, match=rf"digits_train\.beton was {how} under.*newest intact checkpoint: .*step-"
     ):

@@ -190,7 +190,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
 
 def test_without_a_teacher_the_remedies_are_named(tmp_path):
     argv = [w for w in words("distill", tmp_path) if w not in ("--teacher", "random")]
-    with pytest.raises(ConfigError, match=r"--teacher PATH, --teacher random or --K 0"):
+    with pytest.raises(ConfigError, match=r"--teacher PATH, --teacher timm:NAME, --teacher random or --K 0"):
         train_tiny("distill", argv)
     with pytest.raises(ConfigError, match="nowhere"):
         train_tiny("distill", [*argv, "--teacher", str(tmp_path / "nowhere")])
