@@ -16,19 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
+from sides import Side, serve
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -134,57 +129,14 @@ def our_pass(work: str, folder: Path, batch_size: int, workers: int) -> Callable
     return lambda epoch: sum(len(batch.index) for batch in loader.epoch(epoch))
 
 
-def serve(args: argparse.Namespace) -> None:
-    """In a process of its own: for each line of stdin one timed pass; prints its images/s."""
-    make = our_pass if args.side == SIDES[0] else torchvision_pass
-    one_pass, epoch = make(args.work, args.folder, args.batch_size, args.workers), 0
-    for _ in sys.stdin:
-        start, count = time.perf_counter(), 0
-        while count == 0 or time.perf_counter() - start < MIN_SECONDS:
-            count += one_pass(epoch)
-            epoch += 1
-        print(count / (time.perf_counter() - start), flush=True)
+def side_of(work: str, side: str, folder: Path, args: argparse.Namespace) -> Side:
+    options = {"serve": True, "work": work, "side": side, "folder": folder}
+    options |= {"batch_size": args.batch_size, "workers": args.workers}
+    return Side(__file__, options, resident_bytes, 0.05)
 
 
-class Side:
-    """A process that serves passes of one side on demand, watched for its memory."""
-
-    def __init__(self, work: str, side: str, folder: Path, args: argparse.Namespace) -> None:
-        options = {"work": work, "side": side, "folder": folder}
-        options |= {"batch_size": args.batch_size, "workers": args.workers}
-        command = [sys.executable, __file__, "--serve"]
-        for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.rates: list[float] = []
-        self.peak = self.own = 0
-
-    def one_pass(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        while not select.select([self.process.stdout], [], [], 0.05)[0]:
-            self.sample_memory()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args!r} ended with exit code {self.process.wait()}")
-        self.sample_memory()
-        self.rates.append(float(line))
-
-    def sample_memory(self) -> None:
-        watched = psutil.Process(self.process.pid)
-        pids = [watched.pid, *(child.pid for child in watched.children(recursive=True))]
-        resident = [resident_bytes(pid) for pid in pids]
-        self.peak = max(self.peak, sum(everything for everything, _ in resident))
-        self.own = max(self.own, sum(own for _, own in resident))
-
-    def close(self) -> dict[str, Any]:
-        """End the process. The first pass was to warm up and does not count."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        rates = self.rates[1:]
-        return {"rate": median(rates), "rates": rates, "peak_bytes": self.peak, "own_bytes": self.own}
+def figures(side: Side) -> dict[str, Any]:
+    return side.close() | {"peak_bytes": side.peaks[0], "own_bytes": side.peaks[1]}
 
 
 def resident_bytes(pid: int) -> tuple[int, int]:
@@ -199,11 +151,11 @@ def resident_bytes(pid: int) -> tuple[int, int]:
 
 def compare(work: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Both sides' figures and their ratio; passes take turns, so that a busy machine is busy for both."""
-    sides = [Side(work, side, folder, args) for side in SIDES]
+    sides = [side_of(work, side, folder, args) for side in SIDES]
     for _ in range(1 + args.passes):
         for side in sides:
             side.one_pass()
-    ours, theirs = (side.close() for side in sides)
+    ours, theirs = map(figures, sides)
     return {SIDES[0]: ours, SIDES[1]: theirs, "ratio": ours["rate"] / theirs["rate"]}
 
 
@@ -246,7 +198,8 @@ def main() -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args)
+        make = our_pass if args.side == SIDES[0] else torchvision_pass
+        serve(make(args.work, args.folder, args.batch_size, args.workers), MIN_SECONDS)
         return
     with tempfile.TemporaryDirectory() as name:
         folder, images = Path(name), load_images(args)

@@ -17,20 +17,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
+from sides import Pass, Side, serve
 
 from rmd_dist.config import CropFlipConfig
 from rmd_dist.data.render.jpeg import DECODER, decode_jpeg, encode_jpeg
@@ -41,7 +35,6 @@ THEIRS = {"341 x 256": (341, 256), "640 x 480": (640, 480), "2000 x 1500": (2000
 STORED = (341, 256)
 SIZE = 224
 MIN_SECONDS = 1.0  # of a timed pass; shorter ones are repeated within it
-Pass = Callable[[int], int]
 
 
 def photo(number: int) -> Image.Image:
@@ -120,60 +113,23 @@ def torchvision_pass(name: str, folder: Path, batch_size: int, workers: int) -> 
     return lambda _: sum(len(labels) for _, labels in loader)
 
 
-def serve(args: argparse.Namespace) -> None:
-    """In a process of its own: for each line of stdin one timed pass; prints its images/s."""
-    make = our_pass if args.serve in OURS else torchvision_pass
-    one_pass, epoch = make(args.serve, args.folder, args.batch_size, args.workers), 0
-    for _ in sys.stdin:
-        start, count = time.perf_counter(), 0
-        while count == 0 or time.perf_counter() - start < MIN_SECONDS:
-            count += one_pass(epoch)
-            epoch += 1
-        print(count / (time.perf_counter() - start), flush=True)
+def side_of(name: str, folder: Path, args: argparse.Namespace) -> Side:
+    options = {"serve": name, "folder": folder, "batch_size": args.batch_size, "workers": args.workers}
+    return Side(__file__, options, own_bytes, 0.25)
 
 
-class Side:
-    """A process that serves passes of one side on demand, watched for its memory."""
-
-    def __init__(self, name: str, folder: Path, args: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--folder", str(folder)]
-        command += ["--batch-size", str(args.batch_size), "--workers", str(args.workers)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.rates: list[float] = []
-        self.peak = 0
-
-    def one_pass(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        while not select.select([self.process.stdout], [], [], 0.25)[0]:
-            self.sample_memory()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args!r} ended with exit code {self.process.wait()}")
-        self.sample_memory()
-        self.rates.append(float(line))
-
-    def sample_memory(self) -> None:
-        watched = psutil.Process(self.process.pid)
-        pids = [watched.pid, *(child.pid for child in watched.children(recursive=True))]
-        self.peak = max(self.peak, sum(own_bytes(pid) for pid in pids))
-
-    def close(self) -> dict[str, Any]:
-        """End the process. The first pass was to warm up and does not count."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        return {"rate": median(self.rates[1:]), "rates": self.rates[1:], "peak_bytes": self.peak}
+def figures(side: Side) -> dict[str, Any]:
+    return side.close() | {"peak_bytes": side.peaks[0]}
 
 
-def own_bytes(pid: int) -> int:
+def own_bytes(pid: int) -> tuple[int]:
     """A process's share of anonymous and shared memory; 0 when it is gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+        return (0,)
+    kept = (line for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return (1024 * sum(int(line.split()[1]) for line in kept),)
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
@@ -200,17 +156,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args)
+        make = our_pass if args.serve in OURS else torchvision_pass
+        serve(make(args.serve, args.folder, args.batch_size, args.workers), MIN_SECONDS)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_photos(folder, args.samples, args.distinct)
         mean_kb = {kind: (folder / kind).stat().st_size / args.samples / 1e3 for kind in OURS}
-        sides = {side: Side(side, folder, args) for side in (*OURS, *THEIRS)}
+        sides = {side: side_of(side, folder, args) for side in (*OURS, *THEIRS)}
         for _ in range(1 + args.passes):
             for side in sides.values():
                 side.one_pass()
-        results = {side: process.close() for side, process in sides.items()}
+        results = {side: figures(process) for side, process in sides.items()}
     about = (
         f"{args.samples} images ({args.distinct} distinct, {mean_kb['jpeg']:.0f} kB as JPEG), batch "
         f"{args.batch_size}, {args.workers} workers, {args.passes} passes, torch {torch.__version__}, "

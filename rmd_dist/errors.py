@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 EXIT_FAULT = 1
@@ -38,6 +38,11 @@ class ConfigError(ValueError):
         if len(message) > 2000:
             message = f"{message[:1400]} ... {message[-400:]}"
         super().__init__(message)
+
+
+def a_few(names: Sequence[str]) -> str:
+    """The first five names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class Fault(RuntimeError):

@@ -7,16 +7,18 @@ ever, and a device has no end; both may stand where a file is expected.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,16 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV, atomically; file names come back as they were, in whatever bytes they are."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

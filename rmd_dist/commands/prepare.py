@@ -20,14 +20,12 @@ from rmd_dist.data.images.work import StoreOptions
 from rmd_dist.data.label_files import write_labels
 from rmd_dist.data.labels import make_labels, transition_rows
 from rmd_dist.data.noise import PROTOCOLS
-from rmd_dist.data.prepare import SPLITS, open_dataset, prepare
+from rmd_dist.data.prepare import SPLITS, open_dataset, prepare, refuse_source
 from rmd_dist.data.sources import SOURCES
 from rmd_dist.data.sources.beton import beton_path, read_manifest
-from rmd_dist.errors import ConfigError, writing
+from rmd_dist.errors import ConfigError, a_few, writing
 from rmd_dist.files import check_output, expanded, read_json, to_json, write_json
 from rmd_dist.runs.console import preparation_progress, print_table
-
-FEW = 5  # examples in a report
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -105,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare_images(args: argparse.Namespace, images: ImageFiles) -> None:
-    if args.source is not None:
-        raise ConfigError(f"{args.dataset} is read from where it lies; leave --source out")
+    refuse_source(args.source, args.dataset)
     if args.class_level < 1 or args.processes < 0:
         raise ConfigError("--class-level counts from 1, --processes from 0")
     options = StoreOptions(store_size=args.store_size, raw_bytes=args.raw_bytes, background=args.background)
@@ -141,7 +138,7 @@ def _report(folder: Path, images: ImageFiles, root: Path) -> None:
     if thin := report["kinds"].get("thin"):
         print(f"warning: {thin} images have a side of one pixel or one ten times as long as the other")
     if few:
-        names = ", ".join(map(shown, few[:FEW])) + (", ..." if len(few) > FEW else "")
+        names = a_few([*map(shown, few)])
         print(f"warning: {len(few)} classes have no or one training image: {names}")
     if conflicts := report["duplicates"].get("groups of unlike labels"):
         print(f"warning: {conflicts} images have several labels: {folder / 'duplicates.csv'}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from rmd_dist.config.datasets import TABLES
 from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.images.listing import shown
 from rmd_dist.data.images.table import records
-from rmd_dist.errors import ConfigError, writing
-from rmd_dist.files import atomic_path, regular_size
+from rmd_dist.errors import ConfigError, a_few, writing
+from rmd_dist.files import atomic_path, regular_size, write_csv
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,10 +42,9 @@ def read_labels(file: Path, dataset: Dataset) -> Ints:
             raise ConfigError(f"{file}, line {number} names an image that came before; give it one label")
         label = classes.get(line["label"])
         if label is None:
-            known = ", ".join(dataset.info.classes[:5]) + (", ..." if len(dataset.info.classes) > 5 else "")
             raise ConfigError(
                 f"{file}, line {number}: label {line['label']!r} is no class of {dataset.info.name}; its "
-                f"classes are {known}"
+                f"classes are {a_few(dataset.info.classes)}"
             )
         labels[sample], seen[sample] = label, True
     if not seen.any():
@@ -108,14 +105,11 @@ def _read_npy(file: Path, dataset: Dataset) -> Ints:
 
 def write_labels(file: Path, labels: Ints, dataset: Dataset) -> None:
     """Write labels (N,) as `read_labels` takes them: NPY, or CSV of path or index and the class's name."""
-    with writing(file), atomic_path(file) as temporary:
+    with writing(file):
         if file.suffix.lower() == ".npy":
-            with temporary.open("wb") as out:
+            with atomic_path(file) as temporary, temporary.open("wb") as out:
                 np.save(out, labels)
             return
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
         keys = [os.fsdecode(p) for p in dataset.files.paths()] if dataset.files else range(len(labels))
-        writer.writerow(["path" if dataset.files else "index", "label"])
-        writer.writerows(zip(keys, (dataset.info.classes[k] for k in labels), strict=True))
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+        header = ["path" if dataset.files else "index", "label"]
+        write_csv(file, header, zip(keys, (dataset.info.classes[k] for k in labels), strict=True))

@@ -34,7 +34,7 @@ def prepare(name: str, root: Path, source: Path | None = None, *, progress: Prog
     """
     data_source, root = find_source(name, Path(root)), Path(root)
     if isinstance(data_source, ImageFiles):
-        _refuse_source(source, name)
+        refuse_source(source, name)
         return data_source.prepare(root, progress=progress)
     info = data_source.info
     if _missing(info, root):
@@ -49,7 +49,8 @@ def prepare(name: str, root: Path, source: Path | None = None, *, progress: Prog
     return None
 
 
-def _refuse_source(source: Path | None, name: str) -> None:
+def refuse_source(source: Path | None, name: str) -> None:
+    """ConfigError if own images are given a --source."""
     if source is not None:
         raise ConfigError(f"{name} is read from where it lies; leave --source ({source}) out")
 

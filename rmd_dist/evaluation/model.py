@@ -16,7 +16,7 @@ from rmd_dist.data.dataset import Dataset, dataset_info
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import choose
-from rmd_dist.errors import ConfigError
+from rmd_dist.errors import ConfigError, a_few
 from rmd_dist.evaluation.measures import classification, knn_accuracy, linear_probe
 from rmd_dist.evaluation.predict import predict, predict_classes
 from rmd_dist.models.export import LoadedModel, load
@@ -56,23 +56,18 @@ def dataset_of(config: EvaluateConfig, model: LoadedModel) -> str:
     name = config.dataset or model.dataset
     if name is None:
         raise ConfigError(f"{model.path} does not say what it was trained on; give --dataset")
-    count = dataset_info(name, config.root).num_classes
-    if model.num_classes not in (0, count):
+    names = dataset_info(name, config.root).classes
+    if model.num_classes not in (0, len(names)):
         raise ConfigError(
-            f"{model.path} has {model.num_classes} classes, {name} has {count}; "
+            f"{model.path} has {model.num_classes} classes, {name} has {len(names)}; "
             "give the --dataset that the model was trained on"
         )
-    names = dataset_info(name, config.root).classes
     if model.classes and model.classes != names:
         raise ConfigError(
-            f"{model.path} knows the classes {_few(model.classes)}, {name} has {_few(names)}; give the "
+            f"{model.path} knows the classes {a_few(model.classes)}, {name} has {a_few(names)}; give the "
             "--dataset that the model was trained on"
         )
     return name
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def evaluate_model(config: EvaluateConfig, model: LoadedModel, device: torch.device) -> ModelFigures:

@@ -21,9 +21,9 @@ from typing import Any
 
 from rmd_dist.data.images import finish
 from rmd_dist.data.images.index import read_parts, write_part
-from rmd_dist.data.images.listing import TEST, TRAIN, UNDECIDED, UNUSED, Listing, shown
+from rmd_dist.data.images.listing import SPLITS, TEST, TRAIN, UNDECIDED, UNUSED, Listing, shown
 from rmd_dist.data.images.pool import worked_on
-from rmd_dist.data.images.store import ShardWriter, closing_all
+from rmd_dist.data.images.store import ShardWriter
 from rmd_dist.data.images.work import Done, StoreOptions
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import read_json, write_json
@@ -37,7 +37,6 @@ BROKEN = 0.05
 SKIPPED = -1
 PASSING = ("cannot be read: ", "its decoder ended", "not enough memory")
 """Beginnings of reasons that may be gone the next time."""
-_SPLITS = {TRAIN: "train", TEST: "test"}
 _PART_ROWS, _PART_SECONDS = 8192, 10.0
 
 
@@ -96,9 +95,9 @@ def _goes_on(work: Path) -> bool:
     """Whether what was begun is whole, and nothing was skipped for a cause that may have passed."""
     _, table = read_parts(work)
     rows = zip(table["split"].to_pylist(), table["shard"].to_pylist(), strict=True)
-    shards = {(split, shard) for split, shard in rows if split in _SPLITS}
+    shards = {(split, shard) for split, shard in rows if split in SPLITS}
     passed = any(reason.startswith(PASSING) for reason in table["reason"].to_pylist())
-    return not passed and all(ShardWriter(work, _SPLITS[s], 0).path(k).exists() for s, k in shards)
+    return not passed and all(ShardWriter(work, SPLITS[s], 0).path(k).exists() for s, k in shards)
 
 
 def _read_all(
@@ -113,7 +112,7 @@ def _read_all(
     """Every file into the index's parts, what can be used into betons."""
     parts, table = read_parts(work)
     done = len(table)
-    writers = {code: ShardWriter(work, split, len(listing)) for code, split in _SPLITS.items()}
+    writers = {code: ShardWriter(work, split, len(listing)) for code, split in SPLITS.items()}
     for code, writer in writers.items():
         _continue(writer, table, code)
     broken = Counter(reason for reason in table["reason"].to_pylist() if reason)
@@ -131,7 +130,10 @@ def _read_all(
             parts, saved = parts + 1, time.monotonic()
             rows.clear()
 
-    with closing_all(*writers.values()), _saving(save):
+    with contextlib.ExitStack() as ending:  # however the work ends, what has been done is saved
+        for writer in writers.values():
+            ending.callback(writer.close)
+        ending.callback(save)
         for number, result in _results(listing, done, options, processes):
             rows.append(_row(listing, number, result, writers))
             if result.reason:
@@ -143,15 +145,6 @@ def _read_all(
                 save()
             if progress and (number % 64 == 63 or number + 1 == len(listing)):
                 progress(f"reading {name}", number + 1, len(listing))
-
-
-@contextlib.contextmanager
-def _saving(save: Callable[[], None]) -> Iterator[None]:
-    """What has been done is saved, whatever ends the work."""
-    try:
-        yield
-    finally:
-        save()
 
 
 def _results(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -15,16 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist import __version__
-from rmd_dist.data.images.index import write_index
-from rmd_dist.data.images.listing import TEST, TRAIN, Listing
+from rmd_dist.data.images.index import groups_of, write_index
+from rmd_dist.data.images.listing import SPLITS, TEST, TRAIN, Listing
 from rmd_dist.data.images.store import ShardWriter, shard_path
 from rmd_dist.data.images.work import StoreOptions
 from rmd_dist.data.render.jpeg import DECODER
 from rmd_dist.data.sources.beton import BETON_VERSION, IMAGE, MANIFEST_VERSION
 from rmd_dist.errors import ConfigError
-from rmd_dist.files import atomic_path, to_json, write_json
-
-_SPLITS = {TRAIN: "train", TEST: "test"}
+from rmd_dist.files import to_json, write_csv, write_json
 
 
 def finish(
@@ -35,7 +31,7 @@ def finish(
         column: _numbers(table, column) for column in table.column_names if _is_number(table, column)
     }
     rows["sha256"] = table["sha256"].to_pylist()
-    groups = _groups(rows["sha256"])
+    groups = groups_of(rows["sha256"])
     _move_to_test(rows, groups, work, len(listing))
     manifests = _write_betons(rows, listing, name, work, options, source)
     folder = root / name
@@ -48,10 +44,9 @@ def finish(
     _write_lists(folder, table, rows, groups, listing)
     for (split, shard), manifest in sorted(manifests.items(), reverse=True):  # the first shard last
         target = shard_path(root, name, split, shard)
-        with atomic_path(target.with_suffix(".json")) as temporary:
-            temporary.write_text(to_json(manifest, indent=1) + "\n")
+        write_json(target.with_suffix(".json"), manifest)
         ShardWriter(work, split, len(listing)).path(shard).replace(target)
-    for split in _SPLITS.values():  # what a preparation before had more
+    for split in SPLITS.values():  # what a preparation before had more
         for stale in root.glob(f"{name}_{split}.*.beton"):
             if stale not in {shard_path(root, name, *key) for key in manifests}:
                 stale.unlink()
@@ -73,12 +68,6 @@ def _is_number(table: Any, column: str) -> bool:
 def _numbers(table: Any, column: str) -> npt.NDArray[np.int64]:
     numbers: npt.NDArray[np.int64] = table[column].to_numpy().astype(np.int64)
     return numbers
-
-
-def _groups(sha256: list[bytes]) -> npt.NDArray[np.int64]:
-    """(N,), equal numbers for files of equal content; -1 for those that were not read."""
-    number: dict[bytes, int] = {}
-    return np.array([number.setdefault(digest, len(number)) if digest else -1 for digest in sha256], np.int64)
 
 
 def _move_to_test(rows: dict[str, Any], groups: npt.NDArray[np.int64], work: Path, room: int) -> None:
@@ -106,9 +95,9 @@ def _write_betons(
     rows: dict[str, Any], listing: Listing, name: str, work: Path, options: StoreOptions, source: str
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """(split, shard) -> manifest of each beton, which is whole now but not in its place."""
-    manifests = {}
+    manifests, fingerprint = {}, listing.fingerprint()
     mean, std = _statistics(rows)
-    for code, split in _SPLITS.items():
+    for code, split in SPLITS.items():
         chosen = np.flatnonzero(rows["split"] == code)
         images = np.zeros(len(chosen), IMAGE)
         images["mode"], images["data_ptr"] = rows["mode"][chosen], rows["pointer"][chosen]
@@ -129,7 +118,7 @@ def _write_betons(
                 "count": int(own.sum()),
                 "image_size": 0,
                 "source": source,
-                "source_sha256": listing.fingerprint(),
+                "source_sha256": fingerprint,
                 "samples_sha256": digest.hexdigest(),
                 "beton_bytes": size,
                 "beton_sha256": sha256,
@@ -162,12 +151,12 @@ def _write_lists(
     names = {**dict(enumerate(listing.classes)), -1: ""}
     paths, reasons = table["path"], table["reason"].to_pylist()
     skipped = [k for k, reason in enumerate(reasons) if reason]
-    _write_csv(
+    write_csv(
         folder / "skipped.csv",
         ["path", "reason"],
         ([os.fsdecode(paths[k].as_py()), reasons[k]] for k in skipped),
     )
-    used = np.flatnonzero(np.isin(splits, list(_SPLITS)))
+    used = np.flatnonzero(np.isin(splits, list(SPLITS)))
     found, first, counts = np.unique(groups[used], return_index=True, return_counts=True)
     repeated = found[counts > 1]
     twins = used[np.isin(groups[used], repeated)]
@@ -179,17 +168,17 @@ def _write_lists(
             conflicting.add(int(groups[k]))
         if splits[k] != splits[one]:
             leaking.add(int(groups[k]))
-    _write_csv(
+    write_csv(
         folder / "duplicates.csv",
         ["group", "path", "label", "split", "conflict"],
         (
-            [groups[k], os.fsdecode(paths[int(k)].as_py()), names[labels[k]], _SPLITS[splits[k]],
+            [groups[k], os.fsdecode(paths[int(k)].as_py()), names[labels[k]], SPLITS[splits[k]],
              "labels differ" if int(groups[k]) in conflicting else ""]
             for k in twins
         ),
     )  # fmt: skip
     by_class = {
-        name: {split: int(((labels == k) & (splits == code)).sum()) for code, split in _SPLITS.items()}
+        name: {split: int(((labels == k) & (splits == code)).sum()) for code, split in SPLITS.items()}
         for k, name in enumerate(listing.classes)
     }
     write_json(folder / "classes.json", {"classes": list(listing.classes), "images": by_class})
@@ -199,7 +188,7 @@ def _write_lists(
         folder / "report.json",
         {
             "files": len(table),
-            "images": {split: int((splits == code).sum()) for code, split in _SPLITS.items()},
+            "images": {split: int((splits == code).sum()) for code, split in SPLITS.items()},
             "seen": dict(listing.counts.most_common()),
             "kinds": dict(notes.most_common()),
             "skipped": dict(Counter(_kind(reasons[k]) for k in skipped).most_common()),
@@ -217,13 +206,3 @@ def _write_lists(
 def _kind(reason: str) -> str:
     """A reason without the size of the one image."""
     return re.sub(r"[0-9]+ x [0-9]+", "W x H", reason)
-
-
-def _write_csv(path: Path, header: list[str], lines: Any) -> None:
-    """A CSV whose names come back as they were: bytes that are no UTF-8 are written as they are."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))

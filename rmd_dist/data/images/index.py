@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rmd_dist.files import atomic_path
 
 COLUMNS = {
@@ -70,3 +73,9 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> Any:
     import pyarrow.parquet as parquet
 
     return parquet.read_table(path, columns=None if columns is None else list(columns))
+
+
+def groups_of(sha256: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """(N,), equal numbers for files of equal content; -1 for those that were not read."""
+    number: dict[bytes, int] = {}
+    return np.array([number.setdefault(digest, len(number)) if digest else -1 for digest in sha256], np.int64)

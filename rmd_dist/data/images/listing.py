@@ -28,6 +28,9 @@ from rmd_dist.errors import ConfigError
 TRAIN, TEST, UNUSED, UNDECIDED = 0, 1, 2, -1
 """Codes of a file's split; what is UNDECIDED goes by its content."""
 
+SPLITS = {TRAIN: "train", TEST: "test"}
+"""Code -> name, of the splits that are prepared."""
+
 METADATA = tuple(f"metadata{suffix}" for suffix in TABLES)
 _NAMED = 3  # examples in a message
 

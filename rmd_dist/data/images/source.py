@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rmd_dist.config.datasets import dataset_name
 from rmd_dist.data.images.build import Progress, build
-from rmd_dist.data.images.index import read_index
+from rmd_dist.data.images.index import groups_of, read_index
 from rmd_dist.data.images.listing import TEST, TRAIN, list_images
 from rmd_dist.data.images.store import open_shards, shard_path
 from rmd_dist.data.images.work import StoreOptions
@@ -37,8 +37,7 @@ class SampleFiles:
 
     def groups(self) -> npt.NDArray[np.int64]:
         """(N,), equal numbers for samples of equal content, which are to stay together."""
-        number: dict[bytes, int] = {}
-        return np.array([number.setdefault(d, len(number)) for d in self._column("sha256")], np.int64)
+        return groups_of(self._column("sha256"))
 
     def paths(self) -> list[bytes]:
         """(N,), relative to the folder or table."""

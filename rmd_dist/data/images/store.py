@@ -7,7 +7,6 @@ the next one begins: 10^8 images of 50 kB are 24 files of 210 GB.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -23,7 +22,6 @@ from rmd_dist.data.render.jpeg import decode_jpeg
 from rmd_dist.data.sources.beton import (
     ALLOCATION,
     HASHED_BYTES,
-    JPEG,
     METADATA,
     METADATA_START,
     PAGE_SIZE,
@@ -160,7 +158,7 @@ class Store:
             raw: Bytes = content.reshape(shape)
             return raw
         try:
-            pixels = decode_jpeg(content.tobytes())
+            pixels = decode_jpeg(content)
         except Exception as error:
             raise self._damaged(sample, str(error)) from error
         if pixels.shape != shape:
@@ -215,18 +213,3 @@ def open_shards(root: Path, name: str, split: str, hashed_bytes: int = HASHED_BY
         raise ConfigError(f"{first.path} has a damaged manifest (bad shards); delete it and prepare anew")
     others = [check_beton(shard_path(root, name, split, k), hashed_bytes) for k in range(1, count)]
     return [first, *others]
-
-
-def stored(pixels: Bytes, raw_bytes: int, encode: Any) -> tuple[int, bytes]:
-    """(mode, content) of an image to be stored: pixels up to `raw_bytes`, else a JPEG."""
-    return (RAW, pixels.tobytes()) if pixels.size <= raw_bytes else (JPEG, encode(pixels))
-
-
-@contextlib.contextmanager
-def closing_all(*writers: ShardWriter) -> Any:
-    """Close the writers, however the work in between ends."""
-    try:
-        yield
-    finally:
-        for writer in writers:
-            writer.close()

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from rmd_dist.data.images.read import Unreadable, read_image
-from rmd_dist.data.images.store import stored
 from rmd_dist.data.render.jpeg import encode_jpeg
+from rmd_dist.data.sources.beton import JPEG, RAW
 from rmd_dist.errors import ConfigError
 
 MAX_FILE_BYTES = 256 << 20
@@ -109,7 +109,8 @@ def _work(path: bytes, options: StoreOptions) -> Done:
         return Done(str(error), hashlib.sha256(content).digest())
     pixels = image.pixels
     height, width, _ = pixels.shape
-    mode, kept = stored(pixels, options.raw_bytes, lambda p: encode_jpeg(p, options.quality))
+    mode = RAW if pixels.size <= options.raw_bytes else JPEG
+    kept = pixels.tobytes() if mode == RAW else encode_jpeg(pixels, options.quality)
     counts = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256)  # of each value of each colour
     values = np.arange(256)
     sums = [*(counts @ values), *(counts @ values**2)]

@@ -149,14 +149,14 @@ def test_what_fails_at_the_end_begins_anew(photos: Path, root: Path, monkeypatch
     """A full disk when one beton has its name and the other has not."""
     from rmd_dist.data.images import finish
 
-    real = finish.atomic_path
+    real = finish.write_json
 
-    def full(path: Path) -> Any:
+    def full(path: Path, value: Any) -> None:
         if path.name == "photos_train.json":
             raise OSError(28, "No space left on device")
-        return real(path)
+        real(path, value)
 
-    monkeypatch.setattr(finish, "atomic_path", full)
+    monkeypatch.setattr(finish, "write_json", full)
     with pytest.raises(ConfigError, match=r"photos cannot be prepared .*No space left.*make room"):
         prepared(photos, root)
     monkeypatch.undo()
