@@ -23,7 +23,7 @@ ROOMS = (
     *("losses", "models", "data"),
     *("evaluation", "tasks"),
     *("runs", "engine"),
-    *("study", "report"),
+    *("study", "report", "audit"),
     *("commands", "__main__", "launch"),
 )
 LEVEL = {room: level for level, room in enumerate(ROOMS)}
