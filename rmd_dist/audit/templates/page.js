@@ -137,10 +137,23 @@ function followOtherTab(event) {
 // Cards.
 
 function picture(key, alt, image = new Image()) {
-  image.src = `data:image/jpeg;base64,${pictures[key]}`;
+  image.dataset.key = key;
   image.alt = alt;
   image.classList.toggle("enlarged", enlarged.has(key));
   return image;
+}
+
+// Browsers do not put off pictures that are in the page itself; 800 at once would take as long as all the rest.
+const nearby = new IntersectionObserver(loadPictures, { rootMargin: "1000px" });
+
+function loadPictures(entries) {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    nearby.unobserve(target);
+    for (const image of target.querySelectorAll("img")) {
+      image.src = `data:image/jpeg;base64,${pictures[image.dataset.key]}`;
+    }
+  }
 }
 
 function card(position) {
@@ -276,7 +289,10 @@ function clearFilters() {
 function showPage() {
   const first = page * PAGE_SIZE;
   const positions = shown.slice(first, first + PAGE_SIZE);
-  byId("cards").replaceChildren(...positions.map(card));
+  const articles = positions.map(card);
+  nearby.disconnect();
+  byId("cards").replaceChildren(...articles);
+  articles.forEach((article) => nearby.observe(article));
   positions.forEach(showDecision);
   byId("none").hidden = shown.length > 0;
   byId("range").textContent = shown.length ? `${first + 1} to ${first + positions.length} of ${shown.length}` : "";
