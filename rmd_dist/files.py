@@ -20,9 +20,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmd_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_JSON_BYTES = 64 << 20  # the largest manifest, of noise on 100 classes, has 80 kB
 
@@ -88,6 +91,14 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Iterable[Any]])
     writer.writerows(lines)
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as NPY, atomically."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -13,7 +13,7 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.images.listing import shown
 from rmd_dist.data.images.table import records
 from rmd_dist.errors import ConfigError, a_few, writing
-from rmd_dist.files import atomic_path, regular_size, write_csv
+from rmd_dist.files import regular_size, write_csv, write_npy
 
 Ints = npt.NDArray[np.int64]
 
@@ -107,8 +107,7 @@ def write_labels(file: Path, labels: Ints, dataset: Dataset) -> None:
     """Write labels (N,) as `read_labels` takes them: NPY, or CSV of path or index and the class's name."""
     with writing(file):
         if file.suffix.lower() == ".npy":
-            with atomic_path(file) as temporary, temporary.open("wb") as out:
-                np.save(out, labels)
+            write_npy(file, labels)
             return
         keys = [os.fsdecode(p) for p in dataset.files.paths()] if dataset.files else range(len(labels))
         header = ["path" if dataset.files else "index", "label"]

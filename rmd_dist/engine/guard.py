@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmd_dist.errors import Fault
 
@@ -32,13 +32,14 @@ class Guard:
     """
 
     def __init__(
-        self, mode: Literal["stop", "skip"], module: nn.Module, device: torch.device, skipped: int
+        self, mode: Literal["stop", "skip"], buffers: Iterable[Tensor], device: torch.device, skipped: int
     ) -> None:
         self.skipped = skipped
         """Steps left out since the run began, as of the last `check`."""
         self.skips = mode == "skip"
-        # Batch norm's running statistics have seen the batch when its loss is known.
-        self._buffers = list(module.buffers()) if self.skips else []
+        # What a forward pass changes, such as batch norm's running statistics, has seen the batch when its
+        # loss is known.
+        self._buffers = list(buffers) if self.skips else []
         self._before = [buffer.clone() for buffer in self._buffers]
         self._spoilt = torch.zeros((), dtype=torch.bool, device=device)
         self._skipped = torch.full((), skipped, device=device)

@@ -84,6 +84,11 @@ class State:
         if self.ema is not None:
             load_weights(self.ema.module, part(_AVERAGE), checkpoint.path)
         own = part(_TASK)
+        if lacking := self.tensors.keys() - own.keys():
+            raise ConfigError(
+                f"{checkpoint.path} has no {', '.join(sorted(lacking))}: another version saved it; continue "
+                "with that one, or start anew under another --name"
+            )
         if {name: _shape(v) for name, v in own.items()} != {
             name: _shape(v) for name, v in self.tensors.items()
         }:

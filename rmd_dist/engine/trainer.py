@@ -32,6 +32,7 @@ from rmd_dist.engine.schedule import learning_rate
 from rmd_dist.engine.state import State
 from rmd_dist.engine.step import Step
 from rmd_dist.errors import ConfigError, Stopped, writing
+from rmd_dist.files import write_npy
 from rmd_dist.models.export import export
 from rmd_dist.models.weights import save_tensors
 from rmd_dist.parallel.accelerator import compute_of, numerics_of
@@ -88,7 +89,8 @@ class Trainer:
         if scalars.get("scaler") and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scalars["scaler"])
         skipped = scalars.get("nonfinite_steps", 0)
-        self.guard = Guard(config.run.on_nonfinite, model, accelerator.device, skipped)
+        buffers = [*model.buffers(), *self.state.tensors.values()]
+        self.guard = Guard(config.run.on_nonfinite, buffers, accelerator.device, skipped)
         self.agreement = parallel.Agreement()
         saving = config.checkpoint
         self.saver = Saver(
@@ -322,6 +324,8 @@ class Trainer:
         with writing(self.folder.path):
             name, about = self.config.model.name, self.parts.about
             export(self.folder.path, self.state.evaluated, name, self.parts.num_classes, about)
+            for name, values in self.task.per_sample().items():
+                write_npy(self.folder.path / f"{name}.npy", values)
         if self.step not in self.history.closed:
             self.monitor.hparams(flatten(self.config), {k: v["value"] for k, v in results.items()})
         # Last of all: a run that is killed before this does again what may be missing.

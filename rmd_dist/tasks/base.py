@@ -81,7 +81,14 @@ class Task(ABC):
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> tensor of what steps change beside `module`; checkpoints hold it too."""
+        """Name -> tensor of what steps change beside `module`; checkpoints hold it too.
+
+        Changed in place alone, and the same on every rank.
+        """
+        return {}
+
+    def per_sample(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Name -> (N,) of what was learned of the training samples, by index: NAME.npy of a finished run."""
         return {}
 
     def matrices(self, network: Any) -> dict[str, npt.NDArray[np.float32]]:  # noqa: ARG002 - for those who have

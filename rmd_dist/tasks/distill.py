@@ -26,6 +26,7 @@ from rmd_dist.losses.relation import RelationTerms, relation_matrices
 from rmd_dist.models.student import Encoder, Student
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.tasks.base import Evaluation, StepOutput, Task
+from rmd_dist.tasks.margins import Margins
 
 GRAPH_SAMPLES = 64  # test images whose relation matrices are drawn
 
@@ -62,6 +63,7 @@ class DistillTask(Task):
         self.labels, self.train, self.test, self.splits = labels, train, test, splits
         self.eval, self.compute = eval, compute
         self.given = torch.from_numpy(labels.given).to(compute.device)
+        self.margins = Margins(len(train), compute.device)
         self.preprocess = Preprocess.of(student)
         self.teacher_preprocess = self.preprocess if teacher is None else Preprocess.of(teacher)
 
@@ -69,6 +71,7 @@ class DistillTask(Task):
         compute, y = self.compute, self.given[batch.index]
         x = self.preprocess(batch.views[0], compute.channels_last, compute.dtype)
         logits, features, *projected = module(x)
+        self.margins.add(batch.index, logits, y)
         task_loss = parallel.global_mean(self.loss.per_sample(logits, y))
         spread = {}
         if logging:
@@ -144,6 +147,12 @@ class DistillTask(Task):
             hits = classes(self.train, splits.validation) == given[splits.validation]
             scalars["validation/accuracy_noisy"] = float(hits.mean())
         return Evaluation(scalars, report.confusion)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"margins": self.margins.totals}
+
+    def per_sample(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {"margins": self.margins.mean()}
 
     def matrices(self, network: Any) -> dict[str, npt.NDArray[np.float32]]:
         """E_t, E_s and N of some test images, ordered by class so that blocks show."""
