@@ -113,7 +113,8 @@ class NoiseConfig:
     auto: none for own images, symmetric for the others."""
 
     labels: str | None = setting(None, short="labels", path=True, added_later=True)
-    """Labels to train on, by path or index (CSV) or for all training images in order (NPY): file:PATH."""
+    """Labels to train on, by path or index (CSV) or for all training images in order (NPY): file:PATH. An
+    empty label, in NPY -1, leaves its image out."""
 
     rate: float = setting(0.4, low=0, high=1, short="noise_rate", study="noise")
     """Nominal share of wrong labels, in [0, 1]; human label files bring their own."""

@@ -19,13 +19,17 @@ Ints = npt.NDArray[np.int64]
 
 MAX_NPY_BYTES = 1 << 30
 
+LEFT_OUT = -1
+"""Label of an image that is neither trained on nor held out."""
+
 
 def read_labels(file: Path, dataset: Dataset) -> Ints:
     """The labels (N,) that `file` gives the images of a split; what it does not name keeps its own.
 
     NPY: integers (N,), in the order of the split. CSV, TSV, JSON lines or parquet: a column `label`, of class
-    names or numbers, and a column `path` (own images) or `index` (of the sample, from 0). Raises ConfigError
-    for labels that are no classes, and images that the split does not have or that come twice.
+    names or numbers, and a column `path` (own images) or `index` (of the sample, from 0). An empty label
+    there is LEFT_OUT, -1 in NPY: the image is to be left out. Raises ConfigError for other labels that are
+    no classes, and images that the split does not have or that come twice.
     """
     if file.suffix.lower() == ".npy":
         return _read_npy(file, dataset)
@@ -40,7 +44,7 @@ def read_labels(file: Path, dataset: Dataset) -> Ints:
             continue
         if seen[sample]:
             raise ConfigError(f"{file}, line {number} names an image that came before; give it one label")
-        label = classes.get(line["label"])
+        label = classes.get(line["label"]) if line["label"] else LEFT_OUT
         if label is None:
             raise ConfigError(
                 f"{file}, line {number}: label {line['label']!r} is no class of {dataset.info.name}; its "
@@ -97,18 +101,23 @@ def _read_npy(file: Path, dataset: Dataset) -> Ints:
             f"{file} holds {labels.dtype} {labels.shape}; labels of {dataset.info.name} are integers of "
             f"shape ({len(dataset)},), in the order of its training images"
         )
-    if labels.min() < 0 or labels.max() >= dataset.info.num_classes:
-        raise ConfigError(f"{file} has labels outside 0 to {dataset.info.num_classes - 1}")
+    if labels.min() < LEFT_OUT or labels.max() >= dataset.info.num_classes:
+        most = dataset.info.num_classes - 1
+        raise ConfigError(f"{file} has labels outside 0 to {most}, and {LEFT_OUT} for images to leave out")
     whole: Ints = labels.astype(np.int64)
     return whole
 
 
 def write_labels(file: Path, labels: Ints, dataset: Dataset) -> None:
-    """Write labels (N,) as `read_labels` takes them: NPY, or CSV of path or index and the class's name."""
+    """Write labels (N,) as `read_labels` takes them: NPY, or CSV of path or index and the class's name.
+
+    In a CSV the label of an image that is left out is empty.
+    """
     with writing(file):
         if file.suffix.lower() == ".npy":
             write_npy(file, labels)
             return
         keys = [os.fsdecode(p) for p in dataset.files.paths()] if dataset.files else range(len(labels))
         header = ["path" if dataset.files else "index", "label"]
-        write_csv(file, header, zip(keys, (dataset.info.classes[k] for k in labels), strict=True))
+        names = ("" if k == LEFT_OUT else dataset.info.classes[k] for k in labels)
+        write_csv(file, header, zip(keys, names, strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmd_dist.data.dataset import Dataset
-from rmd_dist.data.label_files import read_labels
+from rmd_dist.data.label_files import LEFT_OUT, read_labels
 from rmd_dist.data.noise import make_noise
 from rmd_dist.errors import ConfigError
 
@@ -24,18 +24,24 @@ class Labels:
     """Labels of all training samples, by sample index."""
 
     given: Ints
-    """(N,), the labels to train on."""
+    """(N,), the labels to train on; LEFT_OUT (-1): the image is not."""
     clean: Ints | None
     """(N,), the true ones, for reporting only; None where nobody knows them."""
     manifest: dict[str, Any]
     """JSON-ready: protocol, nominal_rate, realised_rate, seed, dataset, num_classes, count,
     transitions (C x C counts, rows the data set's own labels), labels_sha256 (of the given ones as
-    little-endian int64)."""
+    little-endian int64); left_out, if any: how many images, of which the counts and rates know nothing."""
+
+    @property
+    def left_out(self) -> npt.NDArray[np.bool_]:
+        """(N,), whether an image is neither trained on nor held out."""
+        left_out: npt.NDArray[np.bool_] = self.given == LEFT_OUT
+        return left_out
 
     @property
     def flipped(self) -> npt.NDArray[np.bool_] | None:
-        """(N,), whether the given label differs from the true one; None where nobody knows that."""
-        return None if self.clean is None else self.given != self.clean
+        """(N,), whether a label is given that is not the true one; None where nobody knows that."""
+        return None if self.clean is None else (self.given != self.clean) & ~self.left_out
 
 
 def make_labels(
@@ -61,19 +67,20 @@ def make_labels(
         )
     given = read_labels(file, dataset) if file else make_noise(own, protocol, rate, seed, info, root)
     known = not info.varied or protocol not in ("none", "file")
-    transitions = np.bincount(own * info.num_classes + given, minlength=info.num_classes**2)
+    kept = given != LEFT_OUT
+    transitions = np.bincount((own * info.num_classes + given)[kept], minlength=info.num_classes**2)
     nominal = 0.0 if protocol == "none" else float(rate)
     manifest = {
         "protocol": protocol,
         "nominal_rate": None if protocol == "file" or protocol.startswith("human:") else nominal,
-        "realised_rate": float((given != own).mean()) if known else None,
+        "realised_rate": float((given != own)[kept].mean()) if known and kept.any() else None,
         "seed": int(seed),
         "dataset": info.name,
         "num_classes": info.num_classes,
         "count": len(own),
         "transitions": transitions.reshape(info.num_classes, info.num_classes).tolist(),
         "labels_sha256": hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(),
-    }
+    } | ({} if kept.all() else {"left_out": int((~kept).sum())})
     return Labels(given, own if known else None, manifest)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,22 @@ class Splits:
 
     test: Indices
     """Of the test split."""
+
+    def without(self, left_out: npt.NDArray[np.bool_]) -> Splits:
+        """Without those of the training split that are `left_out` (N,); as many others are measured.
+
+        Raises ConfigError where none remain to train on, or of those held out.
+        """
+        train, validation = (part[~left_out[part]] for part in (self.train, self.validation))
+        for name, before, after in (
+            ("train on", self.train, train),
+            ("hold out", self.validation, validation),
+        ):
+            if len(before) and not len(after):
+                raise ConfigError(
+                    f"the labels leave out all {len(before)} images to {name}; give some of them a label"
+                )
+        return replace(self, train=train, validation=validation, probe=probe(train, len(self.probe)))
 
 
 def choose(

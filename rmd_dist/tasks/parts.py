@@ -64,6 +64,8 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     """A student on noisy labels, and its teacher."""
     train, test, splits = build_data(config, config.validation)
     labels = build_labels(config, train)
+    splits = splits.without(labels.left_out)
+    _tell_left_out(labels)
     num_classes = train.info.num_classes
     student = Student(build_model(config, train.info, num_classes))
     loss = build_loss(config.loss, num_classes, **config.loss_options)
@@ -191,6 +193,11 @@ def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[A
 def _tell_prefix(teacher: str, prefix: str) -> None:
     if prefix and parallel.is_main():
         print(f"teacher {teacher}: {prefix!r} was taken off the names of its tensors", flush=True)
+
+
+def _tell_left_out(labels: Labels) -> None:
+    if (left_out := labels.manifest.get("left_out")) and parallel.is_main():
+        print(f"labels: {left_out} of {len(labels.given)} training images have none: left out", flush=True)
 
 
 def _start_as(student: Student, teacher: Encoder) -> None:

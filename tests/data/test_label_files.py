@@ -35,6 +35,47 @@ def test_what_was_written_is_read(tmp_path: Path, digits: Dataset, photos: Datas
         np.testing.assert_array_equal(read_labels(tmp_path / name, data), given)
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "labels.npy"])
+def test_images_that_are_left_out(tmp_path: Path, digits: Dataset, photos: Dataset, name: str) -> None:
+    """They come back, and the manifest counts them alone; the rates and transitions are of the others."""
+    for data in (digits, photos):
+        given, count = (data.labels + 1) % data.info.num_classes, len(data)
+        given[3:5] = -1
+        given[:3] = data.labels[:3]
+        write_labels(tmp_path / name, given, data)
+        labels = make_labels(data, "file", 0, 0, file=tmp_path / name)
+        np.testing.assert_array_equal(labels.given, given)
+        assert np.flatnonzero(labels.left_out).tolist() == [3, 4]
+        manifest = labels.manifest
+        assert (manifest["left_out"], manifest["count"]) == (2, count)
+        wanted = np.zeros_like(manifest["transitions"])
+        for own, label in zip(data.labels, given, strict=True):
+            if label >= 0:
+                wanted[own, label] += 1
+        np.testing.assert_array_equal(manifest["transitions"], wanted)
+        if data is digits:
+            assert labels.flipped is not None and np.flatnonzero(~labels.flipped).tolist() == [0, 1, 2, 3, 4]
+            assert manifest["realised_rate"] == (count - 5) / (count - 2)
+
+
+def test_an_empty_label_in_any_table_leaves_out(tmp_path: Path, digits: Dataset) -> None:
+    wanted = digits.labels.copy()
+    wanted[[2, 7]] = -1
+    (tmp_path / "labels.csv").write_text("label;index\n;2\n ;7\n")
+    (tmp_path / "labels.tsv").write_text("index\tlabel\n2\t\n7\t\n")
+    (tmp_path / "labels.jsonl").write_text('{"index": 2, "label": ""}\n{"index": 7, "label": null}\n')
+    for suffix in ("csv", "tsv", "jsonl"):
+        np.testing.assert_array_equal(read_labels(tmp_path / f"labels.{suffix}", digits), wanted)
+
+
+def test_without_any_left_out_the_manifest_does_not_speak_of_them(tmp_path: Path, digits: Dataset) -> None:
+    labels = make_labels(digits, "symmetric", 0.4, 0)
+    assert "left_out" not in labels.manifest and not labels.left_out.any()
+    np.save(tmp_path / "labels.npy", np.full(len(digits), -1))
+    none = make_labels(digits, "file", 0, 0, file=tmp_path / "labels.npy").manifest
+    assert (none["left_out"], none["realised_rate"]) == (len(digits), None)
+
+
 def test_a_file_may_name_some_images(tmp_path: Path, photos: Dataset) -> None:
     assert photos.files is not None
     path = photos.files.paths()[3].decode()
@@ -88,6 +129,7 @@ def test_paths_that_are_not_there(tmp_path: Path, photos: Dataset) -> None:
         (np.zeros(5, np.int64), r"holds int64 \(5,\)"),
         (np.zeros(1437), r"holds float64"),
         (np.full(1437, 10), "labels outside 0 to 9"),
+        (np.full(1437, -2), "labels outside 0 to 9, and -1 for images to leave out"),
     ],
 )
 def test_arrays_that_cannot_be(tmp_path: Path, digits: Dataset, array: np.ndarray, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmd_dist.data.splits import hold_out, probe, subset
+from rmd_dist.data.splits import choose, hold_out, probe, subset
 from rmd_dist.errors import ConfigError
 
 
@@ -70,3 +70,29 @@ def test_the_three_choices_are_independent():
     for i, a in enumerate(chosen):
         for b in chosen[:i]:
             assert len(a & b) < 80  # 40 are expected of independent draws
+
+
+def test_what_is_left_out_is_in_no_part_of_the_training_split():
+    splits = choose(100, 20, train_samples=80, validation=0.25, probe_samples=30)
+    left_out = np.zeros(100, dtype=bool)
+    for part, same in zip(vars(splits).values(), vars(splits.without(left_out)).values(), strict=True):
+        np.testing.assert_array_equal(part, same)
+    left_out[::3] = True
+    found = splits.without(left_out)
+    np.testing.assert_array_equal(found.train, [i for i in splits.train if i % 3])
+    np.testing.assert_array_equal(found.validation, [i for i in splits.validation if i % 3])
+    np.testing.assert_array_equal(found.test, splits.test)
+    assert len(found.probe) == 30 and set(found.probe) <= set(found.train) and strictly_rising(found.probe)
+    left_out[splits.probe] = True
+    assert len(splits.without(left_out).probe) == len(splits.without(left_out).train) > 0
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("train", "60 images to train on"), ("validation", "20 images to hold out")]
+)
+def test_a_part_of_which_nothing_is_left_is_refused(part, message):
+    splits = choose(100, 20, train_samples=80, validation=0.25)
+    left_out = np.zeros(100, dtype=bool)
+    left_out[getattr(splits, part)] = True
+    with pytest.raises(ConfigError, match=f"the labels leave out all {message}; give some of them a label"):
+        splits.without(left_out)

@@ -375,3 +375,39 @@ def test_a_model_built_for_one_size_is_built_for_the_data_sets(tmp_path):
     )
     (batch,) = batches(parts, 1)
     assert parts.task.step(parts.task.module, batch, logging=True).loss.isfinite()
+
+
+def with_given(tmp_path: Path, given: np.ndarray, *more: str) -> Parts:
+    """Parts of a run on labels of a file."""
+    np.save(tmp_path / "labels.npy", given)
+    return distillation(tmp_path, "--labels", str(tmp_path / "labels.npy"), *more, teacher=None)
+
+
+def test_images_that_the_labels_leave_out_are_no_part_of_a_run(tmp_path, capsys):
+    """Neither trained on, nor held out, nor probed; of the others the order is one over the same samples."""
+    more = ("--validation", "0.25", "--data.train_samples", "480")
+    whole = distillation(tmp_path, *more).task.labels.given.copy()
+    before = with_given(tmp_path, whole, *more)
+    assert "left out" not in capsys.readouterr().out
+    out = np.concatenate([before.task.splits.train[::5], before.task.splits.validation[::4]])
+    given = whole.copy()
+    given[out] = -1
+    parts = with_given(tmp_path, given, *more)
+    assert f"labels: {len(out)} of 1437 training images have none: left out" in capsys.readouterr().out
+    splits, left_out = parts.task.splits, set(out.tolist())
+    for name in ("train", "validation", "probe"):
+        wanted = set(getattr(before.task.splits, name).tolist()) - left_out
+        found = set(getattr(splits, name).tolist())
+        assert found == wanted if name != "probe" else found <= set(splits.train.tolist())
+    assert (parts.about["train_samples"], parts.about["validation_samples"]) == (288, 90)
+    for epoch in (0, 1):
+        seen = torch.cat([batch.index for batch in batches(parts, 6, epoch)])
+        assert len(set(seen.tolist())) == 288 and not set(seen.tolist()) & left_out
+    train(parts, 1)
+    measured = parts.task.evaluate(parts.task.module.get_submodule(parts.task.network)).scalars
+    assert {"validation/accuracy_noisy", "memorisation/clean_fitted"} <= measured.keys()
+
+
+def test_labels_that_leave_out_all_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="the labels leave out all 480 images to train on"):
+        with_given(tmp_path, np.full(1437, -1))
