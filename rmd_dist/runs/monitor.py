@@ -209,6 +209,10 @@ def _step_of(line: str) -> int | None:
 def _summary_writer(run_dir: Path, purge_step: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
+    # TensorBoard reads event files in the order of their names: by the second of their start, and within one
+    # by a count of the process's, as text, where 10 comes before 9.
+    while any(run_dir.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.02)
     return SummaryWriter(str(run_dir), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
 
 

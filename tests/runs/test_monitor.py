@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from rmd_dist.runs import console, figures
 from rmd_dist.runs.console import Screen, fit
@@ -115,6 +116,18 @@ def test_a_start_from_scratch_forgets_step_0_too(tmp_path: Path) -> None:
         with monitor(tmp_path) as watch:
             watch.scalars({"knn": value}, 0)
     assert curves_of_jsonl(tmp_path) == curves_of_events(tmp_path) == {"knn": [(0, 2.0)]}
+
+
+def test_events_of_one_second_are_read_in_the_order_that_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ninth and the tenth writer of a process, whose files' names end in these numbers."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    for value in (1.0, 2.0):
+        with monitor(tmp_path) as watch:
+            watch.scalars({"knn": value}, 0)
+    assert sorted(path.suffix for path in tmp_path.glob("events.*")) == [".10", ".9"]
+    assert curves_of_events(tmp_path) == {"knn": [(0, 2.0)]}
 
 
 def test_trimming_leaves_a_file_alone_that_needs_none(tmp_path: Path) -> None:
