@@ -21,7 +21,7 @@ SOURCES = sorted([*(ROOT / "rmd_dist").rglob("*.py"), *(ROOT / "launch").rglob("
 ROOMS = (
     *("errors", "files", "config", "parallel"),
     *("losses", "models", "data"),
-    *("evaluation", "tasks"),
+    *("evaluation", "relations", "tasks"),
     *("runs", "engine"),
     *("study", "report", "audit"),
     *("commands", "__main__", "launch"),
@@ -33,6 +33,8 @@ ONLY = {
     "losses": {"errors", "parallel"},
     "models": {"errors", "files"},
     "runs": {"config", "errors", "files"},
+    # It serves audits and training targets alike, and knows neither.
+    "relations": {"errors", "parallel"},
     # It spawns commands.
     "study": {"config", "data", "errors", "files", "losses", "models", "parallel", "runs"},
 }

@@ -3,6 +3,7 @@
 from rmd_dist.config.schema import (
     TIMM,
     AnyConfig,
+    AuditConfig,
     CheckpointConfig,
     CropFlipConfig,
     DataConfig,
@@ -23,6 +24,7 @@ from rmd_dist.config.schema import (
 __all__ = [
     "TIMM",
     "AnyConfig",
+    "AuditConfig",
     "CheckpointConfig",
     "CropFlipConfig",
     "DataConfig",

@@ -12,6 +12,7 @@ from rmd_dist.config.fields import facts_of
 from rmd_dist.config.schema import (
     TIMM,
     AnyConfig,
+    AuditConfig,
     DistillConfig,
     EvaluateConfig,
     NoiseConfig,
@@ -20,7 +21,7 @@ from rmd_dist.config.schema import (
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import expanded
 
-_Config = TypeVar("_Config", bound=AnyConfig | EvaluateConfig)
+_Config = TypeVar("_Config", bound=AnyConfig | AuditConfig | EvaluateConfig)
 _INF = float("inf")
 
 LARGE = 64  # pixels from which on a model has the stem that timm gives it
@@ -45,6 +46,9 @@ def validate(config: _Config) -> _Config:
             shown = "a number beyond 2^63" if huge else value
             raise ConfigError(f"{key} = {shown} is out of range; allowed: {low:g} to {high:g}, finite")
     if isinstance(config, EvaluateConfig):
+        return config
+    if isinstance(config, AuditConfig):
+        _settle_audit(config)
         return config
     data, optim = config.data, config.optim
     _choose_model(config)
@@ -74,11 +78,7 @@ def validate(config: _Config) -> _Config:
     _check_range("augment.crop_scale", config.augment.crop_scale, 1)
     if not all(str(name).isidentifier() for name in config.loss_options):
         raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
-    teacher = config.teacher or ""
-    if teacher.startswith(TIMM) and not re.fullmatch(r"[\w.-]{1,100}", teacher.removeprefix(TIMM)):
-        raise ConfigError(
-            f"teacher = {teacher!r}: after {TIMM} comes timm's name of a model, NAME or NAME.TAG"
-        )
+    _check_timm(config.teacher)
     if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
         raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
     return config
@@ -105,6 +105,38 @@ def _settle_labels(noise: NoiseConfig, *, own: bool) -> None:
         raise ConfigError("noise.protocol = file needs a file; give --labels FILE")
     if noise.protocol == "auto":
         noise.protocol = "file" if noise.labels else "none" if own else "symmetric"
+
+
+def _settle_audit(config: AuditConfig) -> None:
+    """Put in the encoder where --model names it. Raises ConfigError for what excludes each other."""
+    if not config.dataset:
+        raise ConfigError("no data set given; use: rmd audit FOLDER, or one of " + ", ".join(SMALL))
+    _settle_labels(config.noise, own=True)  # nothing is made wrong that nobody asked for
+    if config.model is not None:
+        if config.teacher is not None:
+            raise ConfigError(
+                f"teacher = {config.teacher} and model = {config.model} both name the encoder; give one"
+            )
+        config.teacher = f"{TIMM}{config.model}"
+    _check_timm(config.teacher)
+    if config.weights is not None and not (config.teacher or "").startswith(TIMM):
+        raise ConfigError(
+            f"weights = {config.weights} needs the timm model that they are of; give --model NAME"
+        )
+    if config.precision is not None and config.budget is not None:
+        raise ConfigError("precision and budget both say how many labels are flagged; give one")
+
+
+def _check_timm(teacher: str | None) -> None:
+    """ConfigError for a `timm:` encoder whose name cannot be one of timm's."""
+    if (
+        teacher
+        and teacher.startswith(TIMM)
+        and not re.fullmatch(r"[\w.-]{1,100}", teacher.removeprefix(TIMM))
+    ):
+        raise ConfigError(
+            f"teacher = {teacher!r}: after {TIMM} comes timm's name of a model, NAME or NAME.TAG"
+        )
 
 
 def _check_range(key: str, value: tuple[float, float], top: float) -> None:

@@ -1,0 +1,7 @@
+"""Relations of features to labels: a noise matrix, and posteriors of the true classes, cross-fitted."""
+
+from rmd_dist.relations.estimate import Relations, estimate, estimate_quickly
+from rmd_dist.relations.noise_matrix import Calibration
+from rmd_dist.relations.regression import Samples
+
+__all__ = ["Calibration", "Relations", "Samples", "estimate", "estimate_quickly"]
