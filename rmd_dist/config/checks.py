@@ -88,7 +88,12 @@ def _choose_model(config: AnyConfig) -> None:
     """Put in what suits the size of the images where the model is `auto`."""
     if config.model.name == "auto":
         size = config.data.image_size or (32 if config.data.dataset in SMALL else 224)
-        config.model.name = "resnet18" if size >= LARGE else "resnet18_cifar"
+        config.model.name = suitable_model(size)
+
+
+def suitable_model(size: int) -> str:
+    """What `auto` stands for, of images of `size` pixels."""
+    return "resnet18" if size >= LARGE else "resnet18_cifar"
 
 
 def _settle_labels(noise: NoiseConfig, *, own: bool) -> None:

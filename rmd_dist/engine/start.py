@@ -19,13 +19,13 @@ from rmd_dist.engine.preemption import Preemption, while_ranks_meet
 from rmd_dist.engine.resume import restarted
 from rmd_dist.engine.trainer import Trainer
 from rmd_dist.errors import ConfigError, Fault, Stopped
-from rmd_dist.models.pretrained import TimmEncoder
 from rmd_dist.parallel.accelerator import compute_of, make_accelerator, numerics_of
 from rmd_dist.parallel.processes import as_fault, from_main, stop_with_launcher
 from rmd_dist.runs.console import preparation_progress
 from rmd_dist.runs.folder import RECORDED, RunFolder, newest_finished
 from rmd_dist.tasks import build_parts
-from rmd_dist.tasks.parts import Parts, TeacherSource
+from rmd_dist.tasks.parts import Parts
+from rmd_dist.tasks.teacher import TeacherSource, named_source
 
 
 def train(config: AnyConfig) -> dict[str, Any]:
@@ -150,11 +150,9 @@ def _try_out(config: AnyConfig, parts: Parts) -> None:
 
 def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
     """What the user named, else what this run began with, else the newest finished pretraining that fits."""
-    if is_path(config.teacher) and not Path(config.teacher).exists():
-        raise ConfigError(
-            f"teacher = {config.teacher} does not exist; give a run folder, an encoder file or {TIMM}NAME"
-        )
     weights = config.teacher_weights
+    if is_path(config.teacher):
+        named_source(config.teacher, None)
     if weights and not str(config.teacher).startswith(TIMM):
         raise ConfigError(
             f"teacher_weights = {weights} needs --teacher {TIMM}NAME, which says whose weights they are"
@@ -162,9 +160,7 @@ def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
     if config.K == 0 and config.student_init == "random":
         return None
     if teacher := config.teacher or folder.teacher():
-        if isinstance(teacher, str) and teacher.startswith(TIMM):
-            return TimmEncoder(teacher.removeprefix(TIMM), Path(weights) if weights else None)
-        return Path(teacher) if teacher != "random" else "random"
+        return "random" if teacher == "random" else named_source(str(teacher), weights)
     dataset = dataset_name(config.data.dataset)
     found = newest_finished(Path(config.run.root), dataset, config.model.name)
     if found is None:

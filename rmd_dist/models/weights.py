@@ -240,6 +240,7 @@ def check_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -
             )
             if names
         ]
-        raise ConfigError(
-            f"{source} holds another model: tensors {', '.join(details)}; check the model's name"
-        )
+        remedy = "check the model's name"
+        if not common:
+            remedy += "; where they are its weights by other names than timm's, save them by timm's first"
+        raise ConfigError(f"{source} holds another model: tensors {', '.join(details)}; {remedy}")

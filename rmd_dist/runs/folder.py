@@ -284,8 +284,11 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def newest_finished(root: Path, dataset: str, model: str) -> Path | None:
-    """The folder of the newest finished pretraining run of a data set and model, complete ones first."""
+def newest_finished(root: Path, dataset: str, model: str | None) -> Path | None:
+    """The folder of the newest finished pretraining run of a data set, complete ones first.
+
+    Of a model, or of any where it is None.
+    """
     found = []
     for manifest_path in (root / "pretrain").glob("*/manifest.json"):
         try:
@@ -293,7 +296,7 @@ def newest_finished(root: Path, dataset: str, model: str) -> Path | None:
         except ConfigError as error:
             print(f"warning: passing over a pretraining run: {error}", flush=True)
             continue
-        wanted = {"status": "finished", "dataset": dataset, "model": model}
+        wanted = {"status": "finished", "dataset": dataset} | ({"model": model} if model else {})
         if all(manifest.get(key) == value for key, value in wanted.items()):
             # A run of all its epochs goes before one that --max-steps cut short.
             rank = (bool(manifest.get("complete")), instant(manifest.get("finished")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmd_dist import parallel
-from rmd_dist.config import TIMM, AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
+from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
 from rmd_dist.data.dataset import Dataset, DatasetInfo
 from rmd_dist.data.labels import Labels, make_labels
 from rmd_dist.data.loader import Loader, build_loader
@@ -18,8 +18,8 @@ from rmd_dist.data.splits import Splits, choose
 from rmd_dist.errors import ConfigError
 from rmd_dist.losses import RelationLoss, build_loss
 from rmd_dist.models import SimSiam
-from rmd_dist.models.export import RENDERED, create, load
-from rmd_dist.models.pretrained import TimmEncoder, load_pretrained
+from rmd_dist.models.export import RENDERED, create
+from rmd_dist.models.pretrained import TimmEncoder
 from rmd_dist.models.student import Encoder, Student
 from rmd_dist.models.unwrap import classifiers
 from rmd_dist.parallel.compute import Compute
@@ -27,9 +27,7 @@ from rmd_dist.parallel.numerics import cast_weights
 from rmd_dist.tasks.base import Task
 from rmd_dist.tasks.distill import DistillTask
 from rmd_dist.tasks.pretrain import PretrainTask
-
-TeacherSource = Path | TimmEncoder | Literal["random"] | None
-"""A pretrained encoder's run folder or file, a timm model, an untrained encoder, or no teacher."""
+from rmd_dist.tasks.teacher import TeacherSource, open_source
 
 
 @dataclass(frozen=True)
@@ -144,13 +142,10 @@ def build_teacher(
     Raises ConfigError if it does not fit the data set or the student.
     """
     if source == "random":
-        model, about = build_model(config, info, num_classes=0), {"teacher": "random"}
-    elif isinstance(source, TimmEncoder):
-        model, about = _of_timm(source)
+        teacher, about = Encoder(build_model(config, info, num_classes=0)), {"teacher": "random"}
     else:
-        model, about = _of_a_run(config, info, source)
-    model.reset_classifier(0)
-    teacher = Encoder(model)
+        frozen = open_source(source, info, config.model.name, _wanted(config, info).to_cfg())
+        teacher, about = frozen.module, {"teacher": frozen.name, "teacher_sha256": frozen.sha256}
     graph, name = config.graph, about["teacher"]
     if teacher.width != student.width and graph.node_weight and graph.projector == "none" and config.K:
         raise ConfigError(
@@ -162,37 +157,6 @@ def build_teacher(
         _start_as(student, teacher)
     wanted = teacher.pretrained_cfg
     return teacher, about | {"teacher_input": {key: wanted[key] for key in RENDERED if key in wanted}}
-
-
-def _of_timm(source: TimmEncoder) -> tuple[Any, dict[str, Any]]:
-    """(a timm model, what manifests say of it). It never saw a label of this data set."""
-    name = f"{TIMM}{source.name}"
-    module, digest, prefix = load_pretrained(source)
-    _tell_prefix(name, prefix)
-    return module, {"teacher": name, "teacher_sha256": digest}
-
-
-def _of_a_run(config: DistillConfig, info: DatasetInfo, source: Path) -> tuple[Any, dict[str, Any]]:
-    """(an encoder on disk, what manifests say of it)."""
-    loaded = load(source, config.model.name)
-    if loaded.dataset not in (None, info.name):
-        raise ConfigError(
-            f"teacher {source} was trained on {loaded.dataset}, this run uses {info.name}; "
-            "give a --teacher of the same data set"
-        )
-    if loaded.stage == "distill":
-        raise ConfigError(
-            f"teacher {source} is a student, trained on labels; give a pretraining run, "
-            "whose encoder never saw one"
-        )
-    loaded.assume_input(_wanted(config, info).to_cfg())
-    _tell_prefix(str(loaded.path), loaded.prefix)
-    return loaded.module, {"teacher": str(loaded.path), "teacher_sha256": loaded.sha256}
-
-
-def _tell_prefix(teacher: str, prefix: str) -> None:
-    if prefix and parallel.is_main():
-        print(f"teacher {teacher}: {prefix!r} was taken off the names of its tensors", flush=True)
 
 
 def _tell_left_out(labels: Labels) -> None:

@@ -1,0 +1,72 @@
+"""Encoders that are taken as they are: of a pretraining run, of a file, or a timm model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rmd_dist import parallel
+from rmd_dist.config import TIMM
+from rmd_dist.data.dataset import DatasetInfo
+from rmd_dist.errors import ConfigError
+from rmd_dist.models.export import load
+from rmd_dist.models.pretrained import TimmEncoder, load_pretrained
+from rmd_dist.models.student import Encoder
+
+TeacherSource = Path | TimmEncoder | Literal["random"] | None
+"""A pretrained encoder's run folder or file, a timm model, an untrained encoder, or no teacher."""
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder whose weights somebody else has trained, none of them on labels of the data set."""
+
+    module: Encoder
+    """Without a classifier; its `pretrained_cfg` says which images its weights want."""
+    name: str
+    """`timm:NAME`, or the path of its file."""
+    sha256: str
+    """Of its weights."""
+
+
+def named_source(teacher: str, weights: str | None) -> TimmEncoder | Path:
+    """What a `teacher` is that is not random. Raises ConfigError for a path that is not there."""
+    if teacher.startswith(TIMM):
+        return TimmEncoder(teacher.removeprefix(TIMM), Path(weights) if weights else None)
+    if not Path(teacher).exists():
+        raise ConfigError(
+            f"teacher = {teacher} does not exist; give a run folder, an encoder file or {TIMM}NAME"
+        )
+    return Path(teacher)
+
+
+def open_source(
+    source: TimmEncoder | Path, info: DatasetInfo, architecture: str, input: dict[str, Any]
+) -> FrozenEncoder:
+    """The encoder that `source` names, for the images of a data set.
+
+    `architecture` and `input` (a `pretrained_cfg`'s) are taken for what a file does not say of itself.
+    Raises ConfigError if it cannot be read, is of another data set, or was trained on labels.
+    """
+    if isinstance(source, TimmEncoder):  # it never saw a label of this data set
+        module, digest, prefix = load_pretrained(source)
+        name = f"{TIMM}{source.name}"
+    else:
+        loaded = load(source, architecture)
+        if loaded.dataset not in (None, info.name):
+            raise ConfigError(
+                f"teacher {source} was trained on {loaded.dataset}, this run uses {info.name}; "
+                "give a --teacher of the same data set"
+            )
+        if loaded.stage == "distill":
+            raise ConfigError(
+                f"teacher {source} is a student, trained on labels; give a pretraining run, "
+                "whose encoder never saw one"
+            )
+        loaded.assume_input(input)
+        module, name, digest, prefix = loaded.module, str(loaded.path), loaded.sha256, loaded.prefix
+    if prefix and parallel.is_main():
+        print(f"teacher {name}: {prefix!r} was taken off the names of its tensors", flush=True)
+    module.reset_classifier(0)
+    return FrozenEncoder(Encoder(module), name, digest)
