@@ -1,7 +1,8 @@
 """Relations of features to labels: a noise matrix, and posteriors of the true classes, cross-fitted."""
 
 from rmd_dist.relations.estimate import Relations, estimate, estimate_quickly
+from rmd_dist.relations.folds import fold_of
 from rmd_dist.relations.noise_matrix import Calibration
 from rmd_dist.relations.regression import Samples
 
-__all__ = ["Calibration", "Relations", "Samples", "estimate", "estimate_quickly"]
+__all__ = ["Calibration", "Relations", "Samples", "estimate", "estimate_quickly", "fold_of"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rmd_dist.relations.noise_matrix import Calibration, calibrate, symmetric
+from rmd_dist.relations.project import project
 from rmd_dist.relations.regression import Samples, Scale, fit, own_logits
 from rmd_dist.relations.ridge import ridge
 
@@ -16,6 +17,10 @@ L2S = (1e-1, 1e-2, 1e-3, 1e-4)
 PENALTIES = (1.0, 0.1, 0.01)
 ROUNDS = 4
 ENOUGH = 1e-4  # of mean log-likelihood, that a round must gain for another one
+MANY, WIDE = 20_000, 512
+"""With more rows over all ranks and wider features than these, `estimate` works on their first 256 principal
+components: on CIFAR-10 with 1 280 features that loses nothing and takes a fifth of the time."""
+
 _RIDGE_SCALE = 10.0  # its outputs are shares; as logits they are flat
 
 
@@ -30,8 +35,9 @@ class Relations:
     l2: float
     """Penalty of the regression that the likelihood chose."""
     scale: Scale
+    """Of the features that were given, projected or not."""
     weights: Tensor
-    """(D + 1, K, C), float64, of each fold, on standardised features."""
+    """(D + 1, K, C), float64, of each fold, on features standardised by `scale`; the last: biases."""
 
     def clean(self) -> Tensor:
         """p(true class | x) (n, C), float64, without a look at the row's own label."""
@@ -48,6 +54,15 @@ def estimate(samples: Samples, l2s: Sequence[float] = L2S, rounds: int = ROUNDS)
     T starts from a ridge regression. Everything is chosen by the held-out likelihood of the given labels,
     with T and temperature in it: without T it would prefer regressions that are unsure of everything.
     """
+    if samples.features.shape[1] > WIDE and samples.count > MANY:
+        samples, projection = project(samples)
+        found = _estimate(samples, l2s, rounds)
+        weights = projection.raised(found.scale, found.weights)
+        return replace(found, scale=projection.scale, weights=weights)
+    return _estimate(samples, l2s, rounds)
+
+
+def _estimate(samples: Samples, l2s: Sequence[float], rounds: int) -> Relations:
     quick = estimate_quickly(samples)
     scale, T = quick.scale, quick.calibration.noise_matrix
     found: Relations | None = None

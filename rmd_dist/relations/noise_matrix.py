@@ -66,6 +66,7 @@ def calibrate(logits: Tensor, labels: Tensor, start: Tensor, iterations: int = 6
     optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=iterations,
+        history_size=10,
         line_search_fn="strong_wolfe",
         tolerance_grad=1e-8,
         tolerance_change=1e-10,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rmd_dist import parallel
-from rmd_dist.parallel.numerics import full_precision
 from rmd_dist.relations.regression import Samples, Scale
 
 
@@ -22,20 +21,19 @@ def ridge(samples: Samples, scale: Scale, penalties: Sequence[float]) -> list[Te
     width = x.shape[1] + 1  # the last column is 1
     grams = torch.zeros(folds, width, width, dtype=torch.float64, device=x.device)
     moments = torch.zeros(folds, classes, width, dtype=torch.float64, device=x.device)
-    mean, inverse = scale.mean.float(), scale.inverse_std.float()
-    with full_precision(x.device):
-        for block in samples.blocks():
-            rows = (x[block].float() - mean) * inverse
-            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-            for fold in range(folds):
-                own = samples.fold[block] == fold
-                grams[fold] += rows[own].T @ rows[own]
-                moments[fold].index_add_(0, samples.labels[block][own], rows[own].double())
+    for block in samples.blocks():
+        rows = (x[block].double() - scale.mean) * scale.inverse_std
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        for fold in range(folds):
+            own = samples.fold[block] == fold
+            seen = rows[own]
+            grams[fold] += seen.T @ seen
+            moments[fold].index_add_(0, samples.labels[block][own], seen)
     grams, moments = parallel.all_reduce_sum(grams), parallel.all_reduce_sum(moments)
     found = [x.new_zeros((width, folds, classes), dtype=torch.float64) for _ in penalties]
     for fold in range(folds):
-        seen = [k for k in range(folds) if k != fold or folds == 1]
-        gram, moment = grams[seen].sum(0), moments[seen].sum(0).T
+        others = [k for k in range(folds) if k != fold or folds == 1]
+        gram, moment = grams[others].sum(0), moments[others].sum(0).T
         count = gram[-1, -1].clamp_min(1)
         middle, share = gram[-1, :-1] / count, moment[-1] / count
         values, vectors = torch.linalg.eigh(gram[:-1, :-1] / count - torch.outer(middle, middle))
