@@ -36,6 +36,30 @@ class Normalised(nn.Module):
         return output
 
 
+def exported(module: nn.Module, size: tuple[int, ...], output: str, name: str) -> Any:
+    """ONNX's ModelProto of `module`: `images` (N, *size) float32, for any N, -> `output`.
+
+    Raises Fault, which calls it `name`, where it has what ONNX lacks.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own code
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program: Any = torch.onnx.export(
+                module,
+                (torch.rand(2, *size),),
+                input_names=["images"],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter has many of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Fault(f"{name} cannot be written as ONNX: {reason}") from error
+    return program.model_proto
+
+
 def write_onnx(loaded: LoadedModel, path: Path) -> float:
     """Write a model for any number N of images; returns how far ONNX Runtime is from PyTorch.
 
@@ -48,23 +72,7 @@ def write_onnx(loaded: LoadedModel, path: Path) -> float:
     module, size = Normalised(loaded.module).eval(), loaded.module.pretrained_cfg["input_size"]
     output = "logits" if loaded.num_classes else "features"
     with atomic_path(path) as temporary:
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch's own code
-                logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-                program: Any = torch.onnx.export(
-                    module,
-                    (torch.rand(2, *size),),
-                    input_names=["images"],
-                    output_names=[output],
-                    dynamic_shapes=({0: torch.export.Dim("N")},),
-                    dynamo=True,
-                    verbose=False,
-                )
-        except Exception as error:  # the exporter has many of its own
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise Fault(f"{loaded.architecture} cannot be written as ONNX: {reason}") from error
-        model = program.model_proto
+        model = exported(module, size, output, loaded.architecture)
         for key, value in (("architecture", loaded.architecture), ("classes", to_json(loaded.classes))):
             model.metadata_props.add(key=key, value=value)
         onnx.save_model(model, str(temporary))

@@ -37,7 +37,11 @@ class SampleFiles:
 
     def groups(self) -> npt.NDArray[np.int64]:
         """(N,), equal numbers for samples of equal content, which are to stay together."""
-        return groups_of(self._column("sha256"))
+        return groups_of(self.digests())
+
+    def digests(self) -> list[bytes]:
+        """(N,), SHA-256 of the files' contents, 32 bytes each."""
+        return self._column("sha256")
 
     def paths(self) -> list[bytes]:
         """(N,), relative to the folder or table."""
