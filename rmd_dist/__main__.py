@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": ("train:pretrain", "SimSiam pretraining, which sees no label"),
     "distill": ("train:distill", "train a student on noisy labels, with the pretrained teacher's graph"),
     "evaluate": ("evaluate:main", "figures of a finished model or a checkpoint"),
+    "audit": ("audit:main", "which labels are wrong, and a page to review them"),
     "predict": ("predict:main", "classes of image files by a finished student"),
     "export": ("export:main", "a model on disk as ONNX"),
     "compare": ("compare:main", "results of several runs side by side"),

@@ -1,15 +1,14 @@
 """Configuration: typed dataclasses, what may stand in them, YAML and command line into them."""
 
+from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
 from rmd_dist.config.schema import (
     TIMM,
     AnyConfig,
-    AuditConfig,
     CheckpointConfig,
     CropFlipConfig,
     DataConfig,
     DistillConfig,
     EvalConfig,
-    EvaluateConfig,
     GraphConfig,
     ModelConfig,
     NoiseConfig,

@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 from rmd_dist.config.datasets import SMALL
 from rmd_dist.config.fields import facts_of
+from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
 from rmd_dist.config.schema import (
     TIMM,
     AnyConfig,
-    AuditConfig,
     DistillConfig,
-    EvaluateConfig,
     NoiseConfig,
     PretrainConfig,
 )

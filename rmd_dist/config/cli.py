@@ -18,8 +18,9 @@ from rmd_dist import __version__
 from rmd_dist.config.checks import validate
 from rmd_dist.config.convert import to_dict
 from rmd_dist.config.fields import facts_of, groups_of
+from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
 from rmd_dist.config.presets import find
-from rmd_dist.config.schema import AnyConfig, AuditConfig, EvaluateConfig
+from rmd_dist.config.schema import AnyConfig
 from rmd_dist.config.text import MAX_CHARACTERS, parse_yaml
 from rmd_dist.errors import ConfigError
 

@@ -23,13 +23,14 @@ LEFT_OUT = -1
 """Label of an image that is neither trained on nor held out."""
 
 
-def read_labels(file: Path, dataset: Dataset) -> Ints:
+def read_labels(file: Path, dataset: Dataset, *, may_be_absent: bool = False) -> Ints:
     """The labels (N,) that `file` gives the images of a split; what it does not name keeps its own.
 
     NPY: integers (N,), in the order of the split. CSV, TSV, JSON lines or parquet: a column `label`, of class
     names or numbers, and a column `path` (own images) or `index` (of the sample, from 0). An empty label
     there is LEFT_OUT, -1 in NPY: the image is to be left out. Raises ConfigError for other labels that are
-    no classes, and images that the split does not have or that come twice.
+    no classes, and images that the split does not have or that come twice; where the file names none of its
+    images, too, unless they `may_be_absent`.
     """
     if file.suffix.lower() == ".npy":
         return _read_npy(file, dataset)
@@ -51,7 +52,7 @@ def read_labels(file: Path, dataset: Dataset) -> Ints:
                 f"classes are {a_few(dataset.info.classes)}"
             )
         labels[sample], seen[sample] = label, True
-    if not seen.any():
+    if not seen.any() and not may_be_absent:
         raise ConfigError(f"{file} names none of the {len(dataset)} training images of {dataset.info.name}")
     return labels
 

@@ -59,7 +59,9 @@ def heatmap(matrix: npt.ArrayLike, *, vmin: float, vmax: float, title: str) -> I
     return _render(figure)
 
 
-def confusion_matrix(counts: npt.ArrayLike, classes: Sequence[str], title: str) -> Image:
+def confusion_matrix(
+    counts: npt.ArrayLike, classes: Sequence[str], title: str, column: str = "predicted class"
+) -> Image:
     """Confusion matrix (C, C) of counts, rows true: coloured by the share of the true class, in percent.
 
     Up to ANNOTATED_CLASSES classes are named and their cells numbered.
@@ -70,18 +72,18 @@ def confusion_matrix(counts: npt.ArrayLike, classes: Sequence[str], title: str) 
     size = max(3.2, 0.34 * len(classes) + 1.0) if small else 6.0
     figure, axes = _figure(width=size + 0.6, height=size)
     picture = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
-    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set(xlabel=column, ylabel="true class")
     axes.set_title(title)
     figure.colorbar(picture, ax=axes, label="% of the true class")
     if small:
         ticks = range(len(classes))
         axes.set_xticks(ticks, labels=classes, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(ticks, labels=classes)
-        for (row, column), share in np.ndenumerate(shares):
-            if values[row, column]:
+        for (row, cell), share in np.ndenumerate(shares):
+            if values[row, cell]:
                 colour = "white" if share > 55 else "black"
                 text = f"{share:.0f}" if share >= 0.5 else "<1"
-                axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+                axes.text(cell, row, text, ha="center", va="center", fontsize=9, color=colour)
     return _render(figure)
 
 

@@ -1,0 +1,160 @@
+"""How well wrong labels are found on real CIFAR-10, by several methods on the same features.
+
+    python benchmarks/detectors.py --model tf_efficientnet_lite0 --weights lite0.pth --image-size 128 \\
+        --data-root data --seeds 3 --out detectors.csv
+
+cleanlab is left out where it is not installed. A seed is that of synthetic noise, and of the folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from rmd_dist import audit
+from rmd_dist.audit.dataset import encode
+from rmd_dist.audit.subject import open_subject
+from rmd_dist.config import AuditConfig, NoiseConfig
+from rmd_dist.config.checks import validate
+from rmd_dist.data.labels import make_labels
+from rmd_dist.relations import Samples, fold_of
+from rmd_dist.relations.estimate import L2S
+from rmd_dist.relations.project import project
+from rmd_dist.relations.regression import Scale, fit, own_logits
+
+NOISES = (
+    ("symmetric", 0.2), ("symmetric", 0.4), ("asymmetric", 0.4), ("pairflip", 0.4),
+    ("human:aggre_label", 0.0), ("human:worse_label", 0.0), ("none", 0.0),
+)  # fmt: skip
+K = 50  # neighbours that vote
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for flag in ("--model", "--weights", "--teacher", "--source"):
+        parser.add_argument(flag)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--loader", default="memory")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("detectors.csv"))
+    args = parser.parse_args()
+    config = validate(
+        AuditConfig(
+            dataset="cifar10", model=args.model, weights=args.weights, teacher=args.teacher,
+            source=args.source, image_size=args.image_size, root=args.data_root, loader=args.loader,
+        )
+    )  # fmt: skip
+    root = Path(config.root)
+    source = Path(config.source) if config.source else None
+    subject = open_subject("cifar10", root, source, config.loader, NoiseConfig(protocol="none"))
+    _, features = encode(config, subject, torch.device("cpu"), lambda *_: None)
+    train, rows = subject.datasets[0], []
+    neighbours = nearest(features.float())
+    with args.out.open("w", newline="") as file:
+        for seed, (protocol, rate) in itertools.product(range(args.seeds), NOISES):
+            given = make_labels(train, protocol, rate, seed, root).given
+            for name, judged, seconds in methods(features, given, neighbours, seed):
+                row = {
+                    "noise": f"{protocol} {rate:g}",
+                    "seed": seed,
+                    "method": name,
+                    "seconds": round(seconds, 1),
+                    **figures(given, train.labels, **judged),
+                }
+                if not rows:
+                    csv.writer(file).writerow(row)
+                rows.append(row)
+                csv.writer(file).writerow(row.values())
+                file.flush()
+                print(row, flush=True)
+
+
+def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int) -> Any:
+    """(name, scores, flags and suggestions, seconds) of each method."""
+    # Other folds for people's labels, which have no seed: their hash sees the columns in another order.
+    columns = torch.from_numpy(np.random.default_rng(seed).permutation(features.shape[1]))
+    x = features[:, columns]
+    for name, quick in (("audit", False), ("audit --quick", True)):
+        start = time.perf_counter()
+        found = audit.features(x, given, num_classes=10, quick=quick)
+        judged = {"score": -found.p_given, "flagged": found.flagged, "suggested": found.suggested}
+        yield name, judged | {"estimated": found.wrong.value}, time.perf_counter() - start
+    start = time.perf_counter()
+    votes = np.zeros((len(given), 10))
+    for column in neighbours.T:
+        votes[np.arange(len(given)), given[column]] += 1 / neighbours.shape[1]
+    score = -votes[np.arange(len(given)), given]
+    yield (
+        "kNN vote",
+        {"score": score, "flagged": votes.argmax(1) != given, "suggested": votes.argmax(1)},
+        time.perf_counter() - start,
+    )
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        return
+    start = time.perf_counter()
+    p = plain_regression(x, given)
+    score = -get_label_quality_scores(given, p)
+    for name, rule in (("cleanlab", "prune_by_noise_rate"), ("cleanlab both", "both")):
+        flagged = find_label_issues(given, p, filter_by=rule, n_jobs=1)
+        judged = {"score": score, "flagged": flagged, "suggested": p.argmax(1), "estimated": flagged.mean()}
+        yield name, judged, time.perf_counter() - start
+
+
+def plain_regression(features: torch.Tensor, given: Any) -> Any:
+    """p(given label | x) (N, C) out of fold, by the same regression without a noise matrix."""
+    y = torch.from_numpy(given)
+    samples, _ = project(Samples(features, y, fold_of(features, 5), 10, 5))
+    scale, best, weights = Scale.of(samples), (-np.inf, None), None
+    for l2 in sorted(L2S, reverse=True):
+        weights = fit(samples, scale, l2, start=weights)
+        p = own_logits(samples, scale, weights).softmax(1)
+        likelihood = float(p.gather(1, y[:, None]).log().mean())
+        best = max(best, (likelihood, p.double().numpy()), key=lambda pair: pair[0])
+    return best[1]
+
+
+def nearest(features: torch.Tensor) -> Any:
+    """(N, K): the nearest other rows by the cosine of standardised features."""
+    unit = torch.nn.functional.normalize((features - features.mean(0)) / (features.std(0) + 1e-6), dim=1)
+    found = []
+    for start in range(0, len(unit), 2048):
+        similarity = unit[start : start + 2048] @ unit.T
+        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -2
+        found.append(similarity.topk(K, dim=1).indices)
+    return torch.cat(found).numpy()
+
+
+def figures(
+    given: Any, clean: Any, score: Any, flagged: Any, suggested: Any, estimated: float | None = None
+) -> Any:
+    """Measure -> value."""
+    wrong = given != clean
+    some = bool(wrong.any())
+    hits = (wrong & flagged).sum()
+    precision, recall = hits / max(flagged.sum(), 1), hits / max(wrong.sum(), 1)
+    return {
+        "wrong": wrong.mean(),
+        "estimated": estimated,
+        "flagged": flagged.mean(),
+        "auroc": roc_auc_score(wrong, score) if some else None,
+        "ap": average_precision_score(wrong, score) if some else None,
+        "f1": 2 * precision * recall / max(precision + recall, 1e-12) if some else None,
+        "precision_500": wrong[np.argsort(-score, kind="stable")[:500]].mean(),
+        "suggestions": (suggested == clean)[wrong].mean() if some else None,
+    }
+
+
+if __name__ == "__main__":
+    main()

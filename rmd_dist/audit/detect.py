@@ -1,0 +1,254 @@
+"""Which labels are wrong, by features of an encoder that has not seen them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rmd_dist import parallel
+from rmd_dist.errors import ConfigError
+from rmd_dist.relations import Samples, estimate, estimate_quickly, fold_of
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MAX_CLASSES = 2000
+"""A noise matrix has so many squared numbers, the regressions' optimizer some hundred times as many."""
+
+_INTERVAL = 1.96  # standard deviations of a normal distribution that hold 95 %
+
+
+@dataclass(frozen=True)
+class Share:
+    """An estimated share in [0, 1] with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is known of the labels of n images."""
+
+    given: Ints
+    """(n,), the labels as they are."""
+    posterior: npt.NDArray[np.float32]
+    """(n, C): p(true class | image, given label)."""
+    p_given: Floats
+    """(n,): probability that the given label is right, from a regression that has not seen it."""
+    suggested: Ints
+    """(n,): the likeliest class; of flagged images the likeliest other one."""
+    flagged: npt.NDArray[np.bool_]
+    """(n,): judged to be wrong."""
+    noise_matrix: Floats
+    """(C, C): share of the images of true class c that are labelled j, estimated."""
+    clean: npt.NDArray[np.float32]
+    """(n, C): p(true class | image), without a look at the label."""
+    fold: Ints
+    """(n,): which regression has not seen the image."""
+    wrong: Share
+    """Of all labels."""
+    wrong_by_class: tuple[Share, ...]
+    """Of the labels that name each class."""
+    unjudged: tuple[int, ...]
+    """Classes with fewer images than folds, whose labels stay as they are."""
+    settings: dict[str, Any]
+    """What the likelihood chose: l2, temperature, log_likelihood."""
+
+    @property
+    def score(self) -> Floats:
+        """(n,): probability that the label is wrong, in [0, 1]."""
+        return 1.0 - self.p_given
+
+
+def features(
+    features: npt.NDArray[Any] | Tensor,
+    labels: npt.ArrayLike | Tensor,
+    *,
+    num_classes: int | None = None,
+    folds: int = 5,
+    quick: bool = False,
+    precision: float | None = None,
+    budget: int | None = None,
+) -> Audit:
+    """Audit the `labels` (n,), integers from 0, of images by their `features` (n, D). Collective.
+
+    Logistic regression through a noise matrix (Patrini et al. 2017), cross-fitted over `folds` by the hash of
+    each row, so that equal rows are judged by what has seen neither; `quick`: ridge regression. Arrays of
+    NumPy or torch, on any device, of any floating type; they are read in blocks, and not copied as a whole.
+    On several ranks each gives its rows, and all get the audit of all rows, in rank order.
+
+    As many labels are flagged, the worst first, as are estimated to be wrong; or the most of which a share of
+    `precision` is estimated to be wrong; or `budget` of them. Raises ConfigError for what cannot be audited.
+    """
+    x, y = _checked_features(features), _checked_labels(labels)
+    if len(x) != len(y):
+        raise ConfigError(f"there are {len(x)} rows of features and {len(y)} labels; give one label a row")
+    counts = _class_counts(y, num_classes)
+    fold = fold_of(x, folds)
+    sizes = parallel.all_reduce_sum(torch.bincount(fold, minlength=folds))
+    if int((sizes > 0).sum()) < 2:
+        raise ConfigError("the features of all images are equal: nothing can be told by them; give others")
+    samples = Samples(x, y.to(x.device), fold, len(counts), folds)
+    relations = (estimate_quickly if quick else estimate)(samples)
+    posterior = relations.posterior(samples.labels)
+    few = counts < folds
+    posterior = _as_given(posterior, samples.labels, few)
+    p_given = posterior.gather(1, samples.labels[:, None])[:, 0]
+    calibration = relations.calibration
+    chosen = {
+        "l2": relations.l2,
+        "temperature": float(calibration.temperature),
+        "log_likelihood": calibration.log_likelihood,
+    }
+
+    def everyone(rows: Tensor) -> npt.NDArray[Any]:
+        return parallel.all_gather_rows(rows).cpu().numpy()
+
+    return judge(
+        given=everyone(samples.labels),
+        posterior=everyone(posterior.float()),
+        p_given=everyone(p_given),
+        noise_matrix=calibration.noise_matrix.cpu().numpy(),
+        clean=everyone(relations.clean().float()),
+        fold=everyone(fold),
+        unjudged=tuple(np.flatnonzero(few & (counts > 0)).tolist()),
+        settings=chosen | {"folds": folds, "quick": quick, "images": int(counts.sum())},
+        precision=precision,
+        budget=budget,
+    )  # fmt: skip
+
+
+def judge(
+    *,
+    given: Ints,
+    posterior: npt.NDArray[np.float32],
+    p_given: Floats,
+    noise_matrix: Floats,
+    clean: npt.NDArray[np.float32],
+    fold: Ints,
+    unjudged: tuple[int, ...],
+    settings: dict[str, Any],
+    precision: float | None = None,
+    budget: int | None = None,
+) -> Audit:
+    """The audit that follows from probabilities: shares, flags, suggestions."""
+    flagged = _flag(p_given, precision, budget) & ~np.isin(given, unjudged)
+    other = posterior.copy()
+    other[np.arange(len(given)), given] = -1.0
+    suggested = np.where(flagged, other.argmax(1), posterior.argmax(1)).astype(np.int64)
+    wrong, by_class = _shares(given, 1.0 - p_given, fold, posterior.shape[1], int(settings["folds"]))
+    return Audit(
+        given, posterior, p_given, suggested, flagged, noise_matrix, clean, fold, wrong, by_class, unjudged,
+        settings,
+    )  # fmt: skip
+
+
+def _checked_features(features: npt.NDArray[Any] | Tensor) -> Tensor:
+    x = features if isinstance(features, Tensor) else torch.from_numpy(np.asarray(features))
+    if x.ndim != 2 or not x.is_floating_point() or not x.shape[1]:
+        raise ConfigError(f"features are {x.dtype} {tuple(x.shape)}; give floating numbers (n, D)")
+    finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for start in range(0, len(x), 65536):
+        finite[start : start + 65536] = x[start : start + 65536].isfinite().all(1)
+    bad = parallel.all_gather_object((int((~finite).sum()), int(finite.int().argmin()) if len(x) else 0))
+    for rank, (count, first) in enumerate(bad):
+        if count:
+            where = f" of rank {rank}" if len(bad) > 1 else ""
+            raise ConfigError(
+                f"{count} rows of features{where} have nan or infinite numbers (first: row {first}); leave "
+                "them out, or look at the encoder and its precision"
+            )
+    return x.detach()
+
+
+def _checked_labels(labels: npt.ArrayLike | Tensor) -> Tensor:
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ConfigError(
+            f"labels are {array.dtype} {array.shape}; give integers (n,) from 0, as of "
+            "np.unique(names, return_inverse=True)"
+        )
+    y = torch.from_numpy(array.astype(np.int64))
+    low = min(parallel.all_gather_object(int(y.min()) if len(y) else 0))
+    if low < 0:
+        raise ConfigError(
+            f"labels begin at {low}; give integers from 0, and leave out images without a label"
+        )
+    return y
+
+
+def _class_counts(y: Tensor, num_classes: int | None) -> Ints:
+    """(C,), over all ranks."""
+    most = max(parallel.all_gather_object(int(y.max()) if len(y) else -1))
+    classes = max(most + 1, num_classes or 0)
+    if num_classes is not None and most >= num_classes:
+        raise ConfigError(
+            f"labels go up to {most}, but there are {num_classes} classes; give the right number"
+        )
+    if classes > MAX_CLASSES:
+        raise ConfigError(
+            f"there are {classes} classes, at most {MAX_CLASSES} can be audited at once; audit a group of "
+            "them at a time, or number them without gaps"
+        )
+    counts: Ints = parallel.all_reduce_sum(torch.bincount(y, minlength=max(classes, 1))).numpy()
+    if (counts > 0).sum() < 2:
+        raise ConfigError("all labels are of one class: there is nothing that they could be confused with")
+    return counts
+
+
+def _as_given(posterior: Tensor, labels: Tensor, few: npt.NDArray[np.bool_]) -> Tensor:
+    """The posterior, but certain of the label where a class has too few others to learn it from."""
+    rows = torch.from_numpy(few).to(labels.device)[labels]
+    if not bool(rows.any()):
+        return posterior
+    sure = torch.nn.functional.one_hot(labels, posterior.shape[1]).to(posterior)
+    return torch.where(rows[:, None], sure, posterior)
+
+
+def _flag(p_given: Floats, precision: float | None, budget: int | None) -> npt.NDArray[np.bool_]:
+    """(n,): the worst, by one of three rules."""
+    order = np.argsort(p_given, kind="stable")
+    score = 1.0 - p_given[order]
+    if budget is not None:
+        count = budget
+    elif precision is not None:
+        count = int((np.cumsum(score) / np.arange(1, len(score) + 1) >= precision).sum())
+    else:
+        count = round(float(score.sum()))
+    flagged = np.zeros(len(p_given), dtype=bool)
+    flagged[order[:count]] = True
+    return flagged
+
+
+def _shares(
+    given: Ints, score: Floats, fold: Ints, classes: int, folds: int
+) -> tuple[Share, tuple[Share, ...]]:
+    """(share of all labels that are wrong, the same of the labels of each class)."""
+    cells = given * folds + fold
+    counts, wrong, spread = (
+        np.bincount(cells, values, classes * folds).reshape(classes, folds)
+        for values in (np.ones_like(score), score, score * (1 - score))
+    )
+    return _share(counts.sum(0), wrong.sum(0), spread.sum()), tuple(
+        _share(counts[c], wrong[c], spread[c].sum()) for c in range(classes)
+    )
+
+
+def _share(counts: Floats, wrong: Floats, spread: float) -> Share:
+    """By sums over each fold: the spread of single labels, and that of the folds' regressions."""
+    total = counts.sum()
+    if not total:
+        return Share(math.nan, math.nan, math.nan)
+    value = float(wrong.sum() / total)
+    by_fold = wrong[counts > 0] / counts[counts > 0]
+    between = by_fold.var(ddof=1) / len(by_fold) if len(by_fold) > 1 else 0.0
+    half = _INTERVAL * math.sqrt(spread / total**2 + between)
+    return Share(value, max(0.0, value - half), min(1.0, value + half))
