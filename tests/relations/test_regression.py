@@ -101,9 +101,10 @@ def test_a_row_does_not_move_its_own_logits(samples):
 
 
 def test_scale():
-    x = torch.tensor([[1e6, 1e-6, 5.0], [3e6, 3e-6, 5.0], [2e6, 5e-6, 5.0]])
+    # The mean of three 0.1 is not 0.1.
+    x = torch.tensor([[1e6, 1e-6, 0.1], [3e6, 3e-6, 0.1], [2e6, 5e-6, 0.1]], dtype=torch.float64)
     scale = Scale.of(samples_of(x, torch.zeros(3).long(), 2))
-    standardised = (x.double() - scale.mean) * scale.inverse_std
+    standardised = (x - scale.mean) * scale.inverse_std
     torch.testing.assert_close(standardised[:, :2].square().mean(0), torch.ones(2).double())
     assert (standardised[:, 2] == 0).all()
 
