@@ -55,7 +55,8 @@ def test_components_that_do_not_vary_are_left_out(samples):
 def test_raised_weights_give_the_logits_of_the_components(samples):
     samples = replace(samples, features=samples.features.double())
     projected, projection = project(samples, 6)
-    scale, weights = Scale.of(projected), random_weights(projected)
+    numbers = torch.arange(6, dtype=torch.float64)
+    scale, weights = Scale(numbers - 2, 1 / (1 + numbers)), random_weights(projected)
     raised = projection.raised(scale, weights)
     torch.testing.assert_close(
         own_logits(samples, projection.scale, raised), own_logits(projected, scale, weights)
