@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rmd_dist import audit
 from rmd_dist.audit.dataset import encode
+from rmd_dist.audit.encoder import open_encoder
 from rmd_dist.audit.subject import open_subject
 from rmd_dist.config import AuditConfig, NoiseConfig
 from rmd_dist.config.checks import validate
@@ -56,9 +57,10 @@ def main() -> None:
     root = Path(config.root)
     source = Path(config.source) if config.source else None
     subject = open_subject("cifar10", root, source, config.loader, NoiseConfig(protocol="none"))
-    _, features = encode(config, subject, torch.device("cpu"), lambda *_: None)
+    encoder = open_encoder(config, subject.datasets[0].info)
+    features = encode(config, subject, encoder, torch.device("cpu"), lambda *_: None)
     train, rows = subject.datasets[0], []
-    neighbours = nearest(features.float())
+    neighbours = nearest(features)
     with args.out.open("w", newline="") as file:
         for seed, (protocol, rate) in itertools.product(range(args.seeds), NOISES):
             given = make_labels(train, protocol, rate, seed, root).given
@@ -126,8 +128,10 @@ def plain_regression(features: torch.Tensor, given: Any) -> Any:
 
 
 def nearest(features: torch.Tensor) -> Any:
-    """(N, K): the nearest other rows by the cosine of standardised features."""
-    unit = torch.nn.functional.normalize((features - features.mean(0)) / (features.std(0) + 1e-6), dim=1)
+    """(N, K): the nearest other rows by the cosine of their standardised principal components."""
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    x = project(Samples(features, labels, labels, 1, 1))[0].features.float()
+    unit = torch.nn.functional.normalize(x / x.std(0), dim=1)
     found = []
     for start in range(0, len(unit), 2048):
         similarity = unit[start : start + 2048] @ unit.T
@@ -144,7 +148,7 @@ def figures(
     some = bool(wrong.any())
     hits = (wrong & flagged).sum()
     precision, recall = hits / max(flagged.sum(), 1), hits / max(wrong.sum(), 1)
-    return {
+    found = {
         "wrong": wrong.mean(),
         "estimated": estimated,
         "flagged": flagged.mean(),
@@ -154,6 +158,7 @@ def figures(
         "precision_500": wrong[np.argsort(-score, kind="stable")[:500]].mean(),
         "suggestions": (suggested == clean)[wrong].mean() if some else None,
     }
+    return {name: None if value is None else round(float(value), 4) for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The same as `rmd audit`.
 
 accelerate launch launch/audit.py FOLDER --model resnet50 --weights resnet50.pth
-accelerate launch launch/audit.py apply audits/NAME --decisions decisions.csv
+python launch/audit.py apply audits/NAME --decisions decisions.csv
 """
 
 from rmd_dist.commands.audit import main

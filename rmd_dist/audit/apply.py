@@ -24,7 +24,15 @@ def apply(
     rows = read_wrong_labels(folder / WRONG_LABELS)
     numbers = {name: k for k, name in enumerate(classes)}
     count = summary["images"] + summary["without_label"]
-    labels, names = [-1] * count, [""] * count
+    if accept_above is not None and not 0 <= accept_above <= 1:
+        raise ConfigError(f"--accept-above = {accept_above} is out of range; allowed: 0 to 1")
+    if [row["index"] for row in rows] != [str(k) for k in range(count)]:
+        raise ConfigError(
+            f"{folder / WRONG_LABELS} does not list each of {count} images once; give it back as rmd audit "
+            "wrote it, or make the audit anew"
+        )
+    given, names = [-1] * count, [""] * count
+    taken: dict[int, int] = {}
     done: Counter[str] = Counter()
     try:
         for row in rows:
@@ -32,17 +40,22 @@ def apply(
             names[index] = row["path"]
             if not row["given_label"]:
                 continue
-            labels[index] = numbers[row["given_label"]]
+            given[index] = numbers[row["given_label"]]
             sure = accept_above is not None and float(row["p_predicted"]) >= accept_above
             if sure and row["is_label_issue"] == "True":
-                labels[index] = numbers[row["predicted_label"]]
-                done["accepted"] += 1
+                taken[index] = numbers[row["predicted_label"]]
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{folder / WRONG_LABELS} is damaged ({error!s:.80}); make the audit anew"
         ) from error
+    accepted, decided = set(taken), set[int]()
     for decision in read_decisions(decisions, summary["audit"], classes, count):
-        labels[decision.index] = decision.label
+        changes = decision.kind in ("relabel", "drop")
+        taken[decision.index] = decision.label if changes else given[decision.index]
+        decided.add(decision.index)
         done[decision.kind] += 1
+    if accept_above is not None:
+        done["accepted"] = len(accepted - decided)
+    labels = [taken.get(index, label) for index, label in enumerate(given)]
     write_corrected(out or folder / CORRECTED, names, labels, classes)
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,25 @@ def images(dataset: str, **settings: Any) -> ImageAudit:
     return audit_images(config, device)
 
 
-def audit_images(config: AuditConfig, device: torch.device, progress: Progress | None = None) -> ImageAudit:
-    """The audit that `config`, which is validated, asks for. Collective."""
+def audit_images(
+    config: AuditConfig,
+    device: torch.device,
+    progress: Progress | None = None,
+    check: Callable[[Subject, FrozenEncoder], None] | None = None,
+) -> ImageAudit:
+    """The audit that `config`, which is validated, asks for. Collective.
+
+    `check` is called before the work begins, and may refuse it.
+    """
     root = Path(config.root)
     source = Path(config.source) if config.source else None
     subject = open_subject(config.dataset, root, source, config.loader, config.noise)
     check_classes(subject)
     margins = read_margins(Path(config.run), subject) if config.run else None
-    encoder, found = encode(config, subject, device, progress)
+    encoder = open_encoder(config, subject.datasets[0].info)
+    if check:
+        check(subject, encoder)
+    found = encode(config, subject, encoder, device, progress)
     if len(subject.rows) < len(subject):
         found = found[torch.from_numpy(subject.rows)]
     if progress:
@@ -86,13 +98,16 @@ def audit_images(config: AuditConfig, device: torch.device, progress: Progress |
 
 
 def encode(
-    config: AuditConfig, subject: Subject, device: torch.device, progress: Progress | None = None
-) -> tuple[FrozenEncoder, Tensor]:
-    """(the encoder, features (N, D) of all images of a subject, on the CPU). Collective."""
-    encoder = open_encoder(config, subject.datasets[0].info)
+    config: AuditConfig,
+    subject: Subject,
+    encoder: FrozenEncoder,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Features (N, D) of all images of a subject, on the CPU. Collective."""
     compute = Compute(device, workers=workers_per_rank(config.workers))
     compute.placed(encoder.module)
-    found = cached_features(
+    return cached_features(
         encoder.module,
         encoder.sha256,
         subject.datasets,
@@ -101,17 +116,18 @@ def encode(
         batch_size=config.batch_size,
         progress=progress,
     )
-    return encoder, found
 
 
 def with_margins(
     audit: Audit, margins: npt.NDArray[np.float32], precision: float | None = None, budget: int | None = None
 ) -> Audit:
     """The audit with the margins (n,) of training joined to the features' probabilities."""
-    p_given = joined(audit.p_given, margins)
-    p_given[np.isin(audit.given, audit.unjudged)] = 1.0
+    p_given = np.where(audit.judged, joined(audit.p_given, margins), 1.0)
     own = np.arange(len(p_given)), audit.given
-    posterior = audit.posterior * ((1 - p_given) / np.maximum(1 - audit.posterior[own], 1e-12))[:, None]
+    # The other classes share what is left as before; where nothing was left, as the image alone says.
+    others = audit.posterior + 1e-9 * audit.clean
+    others[own] = 0
+    posterior = others * ((1 - p_given) / np.maximum(others.sum(1), 1e-30))[:, None]
     posterior[own] = p_given
     return judge(
         given=audit.given,
@@ -120,7 +136,7 @@ def with_margins(
         noise_matrix=audit.noise_matrix,
         clean=audit.clean,
         fold=audit.fold,
-        unjudged=audit.unjudged,
+        judged=audit.judged,
         settings=audit.settings,
         precision=precision,
         budget=budget,

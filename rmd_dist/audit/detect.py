@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmd_dist import parallel
 from rmd_dist.errors import ConfigError
-from rmd_dist.relations import Samples, estimate, estimate_quickly, fold_of
+from rmd_dist.relations import Relations, Samples, estimate, estimate_quickly, fold_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -57,8 +57,8 @@ class Audit:
     """Of all labels."""
     wrong_by_class: tuple[Share, ...]
     """Of the labels that name each class."""
-    unjudged: tuple[int, ...]
-    """Classes with fewer images than folds, whose labels stay as they are."""
+    judged: npt.NDArray[np.bool_]
+    """(n,): whether there are enough others of the label's class, in other folds, to judge it by."""
     settings: dict[str, Any]
     """What the likelihood chose: l2, temperature, log_likelihood."""
 
@@ -66,6 +66,11 @@ class Audit:
     def score(self) -> Floats:
         """(n,): probability that the label is wrong, in [0, 1]."""
         return 1.0 - self.p_given
+
+    @property
+    def unjudged(self) -> Ints:
+        """Classes some of whose labels are left as they are, because there are too few of them."""
+        return np.unique(self.given[~self.judged])
 
 
 def features(
@@ -88,6 +93,7 @@ def features(
     As many labels are flagged, the worst first, as are estimated to be wrong; or the most of which a share of
     `precision` is estimated to be wrong; or `budget` of them. Raises ConfigError for what cannot be audited.
     """
+    _check_rules(folds, precision, budget)
     x, y = _checked_features(features), _checked_labels(labels)
     if len(x) != len(y):
         raise ConfigError(f"there are {len(x)} rows of features and {len(y)} labels; give one label a row")
@@ -98,10 +104,8 @@ def features(
         raise ConfigError("the features of all images are equal: nothing can be told by them; give others")
     samples = Samples(x, y.to(x.device), fold, len(counts), folds)
     relations = (estimate_quickly if quick else estimate)(samples)
-    posterior = relations.posterior(samples.labels)
-    few = counts < folds
-    posterior = _as_given(posterior, samples.labels, few)
-    p_given = posterior.gather(1, samples.labels[:, None])[:, 0]
+    judged = _judged(samples)
+    posterior, clean, p_given = _posteriors(relations, samples, judged)
     calibration = relations.calibration
     chosen = {
         "l2": relations.l2,
@@ -114,12 +118,12 @@ def features(
 
     return judge(
         given=everyone(samples.labels),
-        posterior=everyone(posterior.float()),
+        posterior=everyone(posterior),
         p_given=everyone(p_given),
         noise_matrix=calibration.noise_matrix.cpu().numpy(),
-        clean=everyone(relations.clean().float()),
+        clean=everyone(clean),
         fold=everyone(fold),
-        unjudged=tuple(np.flatnonzero(few & (counts > 0)).tolist()),
+        judged=everyone(judged.byte()).astype(bool),
         settings=chosen | {"folds": folds, "quick": quick, "images": int(counts.sum())},
         precision=precision,
         budget=budget,
@@ -134,25 +138,45 @@ def judge(
     noise_matrix: Floats,
     clean: npt.NDArray[np.float32],
     fold: Ints,
-    unjudged: tuple[int, ...],
+    judged: npt.NDArray[np.bool_],
     settings: dict[str, Any],
     precision: float | None = None,
     budget: int | None = None,
 ) -> Audit:
     """The audit that follows from probabilities: shares, flags, suggestions."""
-    flagged = _flag(p_given, precision, budget) & ~np.isin(given, unjudged)
-    other = posterior.copy()
-    other[np.arange(len(given)), given] = -1.0
-    suggested = np.where(flagged, other.argmax(1), posterior.argmax(1)).astype(np.int64)
+    flagged = _flag(p_given, precision, budget) & judged
+    suggested = posterior.argmax(1).astype(np.int64)
+    other = posterior[flagged]
+    other[np.arange(len(other)), given[flagged]] = -1.0
+    suggested[flagged] = other.argmax(1)
     wrong, by_class = _shares(given, 1.0 - p_given, fold, posterior.shape[1], int(settings["folds"]))
     return Audit(
-        given, posterior, p_given, suggested, flagged, noise_matrix, clean, fold, wrong, by_class, unjudged,
+        given, posterior, p_given, suggested, flagged, noise_matrix, clean, fold, wrong, by_class, judged,
         settings,
     )  # fmt: skip
 
 
+def _check_rules(folds: int, precision: float | None, budget: int | None) -> None:
+    """ConfigError for settings out of range, of those who call from Python."""
+    if not 2 <= folds <= 20:
+        raise ConfigError(f"folds = {folds} is out of range; allowed: 2 to 20")
+    if precision is not None and not 0 <= precision <= 1:
+        raise ConfigError(f"precision = {precision} is out of range; allowed: 0 to 1")
+    if budget is not None and budget < 0:
+        raise ConfigError(f"budget = {budget} is out of range; allowed: 0 and more")
+
+
 def _checked_features(features: npt.NDArray[Any] | Tensor) -> Tensor:
-    x = features if isinstance(features, Tensor) else torch.from_numpy(np.asarray(features))
+    if isinstance(features, Tensor):
+        x = features.detach()
+    else:
+        array = np.asarray(features)
+        if array.dtype.kind == "f":
+            native = np.float32 if array.itemsize not in (2, 4, 8) else array.dtype.newbyteorder("=")
+            array = np.ascontiguousarray(array, native)
+        elif array.dtype.kind not in "iu":
+            raise ConfigError(f"features are {array.dtype} {array.shape}; give floating numbers (n, D)")
+        x = torch.from_numpy(array)
     if x.ndim != 2 or not x.is_floating_point() or not x.shape[1]:
         raise ConfigError(f"features are {x.dtype} {tuple(x.shape)}; give floating numbers (n, D)")
     finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -166,7 +190,7 @@ def _checked_features(features: npt.NDArray[Any] | Tensor) -> Tensor:
                 f"{count} rows of features{where} have nan or infinite numbers (first: row {first}); leave "
                 "them out, or look at the encoder and its precision"
             )
-    return x.detach()
+    return x
 
 
 def _checked_labels(labels: npt.ArrayLike | Tensor) -> Tensor:
@@ -204,13 +228,35 @@ def _class_counts(y: Tensor, num_classes: int | None) -> Ints:
     return counts
 
 
-def _as_given(posterior: Tensor, labels: Tensor, few: npt.NDArray[np.bool_]) -> Tensor:
-    """The posterior, but certain of the label where a class has too few others to learn it from."""
-    rows = torch.from_numpy(few).to(labels.device)[labels]
-    if not bool(rows.any()):
-        return posterior
-    sure = torch.nn.functional.one_hot(labels, posterior.shape[1]).to(posterior)
-    return torch.where(rows[:, None], sure, posterior)
+def _judged(samples: Samples) -> Tensor:
+    """(n,): whether enough rows of the label's class lie outside the row's own fold. Collective.
+
+    The copies of an image are all in one fold: a class of them has been seen by no regression that judges it.
+    """
+    folds, classes = samples.folds, samples.num_classes
+    cells = torch.bincount(samples.labels * folds + samples.fold, minlength=classes * folds)
+    cells = parallel.all_reduce_sum(cells).view(classes, folds)
+    outside = cells.sum(1, keepdim=True) - cells
+    return outside[samples.labels, samples.fold] >= folds - 1
+
+
+def _posteriors(relations: Relations, samples: Samples, judged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(posterior (n, C), clean (n, C), both in fp32, probability of the given label (n,)), in blocks.
+
+    What is not judged is taken for certain.
+    """
+    z, y, calibration = relations.logits, samples.labels, relations.calibration
+    posterior, clean = torch.empty_like(z), torch.empty_like(z)
+    p_given = torch.empty(len(z), dtype=torch.float64, device=z.device)
+    for start in range(0, len(z), 16384):
+        block = slice(start, start + 16384)
+        clean[block] = calibration.clean(z[block])
+        found = calibration.posterior(z[block], y[block])
+        sure = torch.nn.functional.one_hot(y[block], z.shape[1]).to(found)
+        found = torch.where(judged[block, None], found, sure)
+        posterior[block] = found
+        p_given[block] = found.gather(1, y[block, None])[:, 0]
+    return posterior, clean, p_given
 
 
 def _flag(p_given: Floats, precision: float | None, budget: int | None) -> npt.NDArray[np.bool_]:

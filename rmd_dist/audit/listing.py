@@ -25,8 +25,6 @@ COLUMNS = (
 )
 """Of wrong_labels.csv; is_label_issue, label_score, given_label and predicted_label as cleanlab has them."""
 
-MAX_BYTES = 4 << 30
-
 
 def write_wrong_labels(
     path: Path, subject: Subject, audit: Audit, order: Ints, more: Mapping[str, npt.NDArray[Any]]

@@ -23,6 +23,7 @@ from rmd_dist.audit.listing import (
 )
 from rmd_dist.audit.page import Page, write_page
 from rmd_dist.audit.pictures import Pictures, cases
+from rmd_dist.audit.subject import Subject
 from rmd_dist.config import TIMM, AuditConfig
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, check_output_folder, read_json, write_json
@@ -32,22 +33,31 @@ SUMMARY = "summary.json"
 PAGE = "index.html"
 
 
-def default_name(config: AuditConfig, found: ImageAudit) -> str:
+def default_name(config: AuditConfig, subject: Subject, encoder_name: str) -> str:
     """Of the folder: data set, labels where they are not its own, encoder."""
-    protocol, name = found.subject.protocol, found.encoder.name
+    protocol, name = subject.protocol, encoder_name
     labels = "" if protocol == "none" else f"-{protocol.removeprefix('human:')}"
     if labels and not protocol.startswith(("human", "file")):
         labels += f"{config.noise.rate:g}"
     encoder = name.removeprefix(TIMM) if name.startswith(TIMM) else Path(name).parent.name
-    return re.sub(r"[^\w.-]+", "_", f"{found.subject.name}{labels}-{encoder}")[:100]
+    name = re.sub(r"[^\w.-]+", "_", f"{subject.name}{labels}-{encoder}")
+    return name.encode()[:120].decode(errors="ignore")
 
 
-def check_folder(folder: Path, audit_id: str) -> None:
-    """Make the folder. Raises ConfigError if the audit of other images or labels is in it."""
+def check_folder(folder: Path, audit_id: str, encoder_sha256: str, *, corrects: bool = False) -> None:
+    """Make the folder. Raises ConfigError if another audit is in it, or labels that would be written over."""
     check_output_folder(folder)
-    if (folder / SUMMARY).exists() and read_summary(folder)["audit"] != audit_id:
+    if (folder / SUMMARY).exists():
+        before = read_summary(folder)
+        if (before["audit"], before["encoder_sha256"]) != (audit_id, encoder_sha256):
+            raise ConfigError(
+                f"{folder} holds an audit of other images or labels, or by another encoder; give another "
+                "--name, or delete it"
+            )
+    if corrects and (folder / CORRECTED).exists():
         raise ConfigError(
-            f"{folder} holds an audit of other images or labels; give another --name, or delete it"
+            f"{folder / CORRECTED} is there, perhaps from a review; move it, give another --name, or leave "
+            "--accept-above to rmd audit apply"
         )
 
 
@@ -56,8 +66,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
         summary = read_json(path)
-        if not isinstance(summary["audit"], str) or not isinstance(summary["classes"], list):
-            raise ValueError("bad audit or classes")
+        kinds = {"audit": str, "encoder_sha256": str, "classes": list, "images": int, "without_label": int}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]:
+            raise ValueError(f"bad {', '.join(wrong)}")
         return summary
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} is no summary of an audit ({error!s:.100}); run rmd audit") from error
@@ -112,14 +123,14 @@ def summarise(config: AuditConfig, found: ImageAudit) -> dict[str, Any]:
     """What summary.json says."""
     subject, audit = found.subject, found.audit
     flagged = np.bincount(audit.given[audit.flagged], minlength=len(subject.classes))
-    counts = np.bincount(audit.given, minlength=len(subject.classes))
+    counts, unjudged = np.bincount(audit.given, minlength=len(subject.classes)), set(audit.unjudged.tolist())
     by_class = [
         {
             "class": name,
             "images": int(counts[c]),
             "flagged": int(flagged[c]),
             "wrong": _share(audit.wrong_by_class[c]),
-            "judged": c not in audit.unjudged,
+            "judged": c not in unjudged,
         }
         for c, name in enumerate(subject.classes)
     ]
@@ -128,7 +139,10 @@ def summarise(config: AuditConfig, found: ImageAudit) -> dict[str, Any]:
         "dataset": subject.name,
         "data_sha256": [dataset.sha256 for dataset in subject.datasets],
         "classes": list(subject.classes),
+        "place": config.dataset,
         "labels": subject.protocol if config.noise.labels is None else config.noise.labels,
+        "noise_rate": config.noise.rate if subject.clean is not None else None,
+        "noise_seed": config.noise.seed if subject.clean is not None else None,
         "labels_sha256": subject.labels_sha256(),
         "images": len(audit.given),
         "without_label": len(subject) - len(audit.given),
@@ -174,15 +188,10 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def cleanlab_columns(found: ImageAudit) -> dict[str, npt.NDArray[Any]]:
-    """cleanlab's judgement by its defaults, on p(given label | image), cross-fitted.
+    """cleanlab's judgement by its defaults, on p(given label | image), cross-fitted."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
 
-    Raises ConfigError where it is not installed.
-    """
-    try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
-    except ImportError as error:
-        raise ConfigError("--with-cleanlab needs cleanlab; install it: pip install cleanlab") from error
     audit = found.audit
     p = audit.clean.astype(np.float64) @ audit.noise_matrix
     p /= p.sum(1, keepdims=True)

@@ -9,6 +9,7 @@ rmd distill --dataset FOLDER --labels audits/NAME/corrected.csv
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from rmd_dist.commands import path
 from rmd_dist.config import AuditConfig
 from rmd_dist.config.cli import parse
+from rmd_dist.errors import ConfigError
 from rmd_dist.runs.console import preparation_progress, print_table
 
 if TYPE_CHECKING:
     from rmd_dist.audit.dataset import ImageAudit
+    from rmd_dist.audit.subject import Subject
+    from rmd_dist.tasks.teacher import FrozenEncoder
 
 WORST = 10  # labels that the terminal shows
 
@@ -38,6 +42,8 @@ def audit(words: Sequence[str]) -> None:
     from rmd_dist.data.dataset import find_source
 
     find_source(config.dataset, Path(config.root))  # an unknown name is told before torch is loaded
+    if config.with_cleanlab:
+        require_cleanlab()
     from rmd_dist import parallel
     from rmd_dist.audit.dataset import audit_images
     from rmd_dist.audit.write import PAGE, check_folder, default_name, write_audit
@@ -47,20 +53,30 @@ def audit(words: Sequence[str]) -> None:
 
     accelerator = make_accelerator("no", config.cpu)
     prepare_data(config.dataset, config.root, config.source, config.loader)
+
+    def place(subject: Subject, encoder: FrozenEncoder) -> Path:
+        return Path(config.out) / (config.name or default_name(config, subject, encoder.name))
+
+    def check(subject: Subject, encoder: FrozenEncoder) -> None:
+        corrects = config.accept_above is not None
+        folder = place(subject, encoder)
+        from_main(lambda: check_folder(folder, subject.fingerprint(), encoder.sha256, corrects=corrects))
+
     with preparation_progress(enabled=parallel.is_main()) as progress:
-        found = audit_images(config, accelerator.device, progress)
-    folder = Path(config.out) / (config.name or default_name(config, found))
-
-    def write() -> dict[str, Any]:
-        check_folder(folder, found.id)
-        return write_audit(folder, config, found)
-
-    summary = from_main(write)
+        found = audit_images(config, accelerator.device, progress, check)
+    folder = place(found.subject, found.encoder)
+    summary = from_main(lambda: write_audit(folder, config, found))
     if parallel.is_main():
         _tell(found, summary)
         print(f"review: {folder / PAGE}")
         print(f"then: rmd audit apply {folder} --decisions decisions.csv")
     parallel.shutdown()
+
+
+def require_cleanlab() -> None:
+    """ConfigError where it is not installed."""
+    if importlib.util.find_spec("cleanlab") is None:
+        raise ConfigError("--with-cleanlab needs cleanlab; install it: pip install cleanlab")
 
 
 def _tell(found: ImageAudit, summary: dict[str, Any]) -> None:
@@ -106,8 +122,9 @@ def apply_decisions(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from rmd_dist.audit.apply import apply
     from rmd_dist.audit.listing import CORRECTED
+    from rmd_dist.audit.write import read_summary
 
     out = args.out or args.audit / CORRECTED
     done = apply(args.audit, args.decisions, args.accept_above, out)
     print(f"{out}: {', '.join(f'{count} {kind}' for kind, count in sorted(done.items()))}")
-    print(f"now: rmd distill --labels {out}")
+    print(f"now: rmd distill --dataset {read_summary(args.audit).get('place')} --labels {out}")

@@ -36,7 +36,7 @@ class EvaluateConfig(SourceConfig, MeasureConfig):
 
 @dataclass
 class AuditConfig(SourceConfig):
-    """Which labels are wrong: by which encoder, which of them are flagged, where it is written."""
+    """Which labels are wrong: rmd audit DATASET; after a review rmd audit apply AUDIT --decisions FILE."""
 
     dataset: str = setting("", path=True)
     """cifar10, cifar100, digits, a folder of images, or a table of paths and labels."""

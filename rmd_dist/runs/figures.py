@@ -73,12 +73,13 @@ def confusion_matrix(
     figure, axes = _figure(width=size + 0.6, height=size)
     picture = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
     axes.set(xlabel=column, ylabel="true class")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     figure.colorbar(picture, ax=axes, label="% of the true class")
     if small:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, labels=classes, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, labels=classes)
+        plain = {"parse_math": False}  # a name may have dollar signs
+        axes.set_xticks(ticks, labels=classes, rotation=45, ha="right", rotation_mode="anchor", **plain)
+        axes.set_yticks(ticks, labels=classes, **plain)
         for (row, cell), share in np.ndenumerate(shares):
             if values[row, cell]:
                 colour = "white" if share > 55 else "black"

@@ -81,8 +81,25 @@ def test_classes_that_are_too_small_are_left_alone() -> None:
     given = clean.copy()
     given[:3] = 4  # a class of three images, all of them wrong by the features
     found = audit.features(x, given, folds=5)
-    assert found.unjudged == (4,)
+    assert found.unjudged.tolist() == [4] and not found.judged[:3].any()
     assert not found.flagged[:3].any() and (found.suggested[:3] == 4).all()
+
+
+def test_a_class_of_copies_is_judged_by_nobody() -> None:
+    """All copies of an image are in one fold: no regression that judges them has seen the class."""
+    x, clean = blobs(300)
+    x[:8], given = x[0] + 3, clean.copy()
+    given[:8] = 4
+    found = audit.features(x, given, folds=5)
+    assert not found.judged[:8].any() and not found.flagged[:8].any()
+    assert found.judged[8:].all()
+
+
+def test_arrays_in_any_order_are_taken() -> None:
+    x, clean = blobs(200)
+    expected = audit.features(x, clean).p_given
+    for other in (x.astype(">f4"), np.asfortranarray(x), x[::-1][::-1], x.astype(np.longdouble)):
+        np.testing.assert_array_equal(audit.features(other, clean).p_given, expected)
 
 
 def test_a_budget_and_a_precision_decide_how_many_are_flagged() -> None:
@@ -108,7 +125,7 @@ def test_the_interval_covers_folds_that_disagree() -> None:
     fold = np.arange(100) % 2
     p = np.where(fold == 0, 1.0, 0.8)
     posterior = np.stack([p, 1 - p], 1).astype(np.float32)
-    arguments: Any = {"noise_matrix": np.eye(2), "clean": posterior, "unjudged": ()}
+    arguments: Any = {"noise_matrix": np.eye(2), "clean": posterior, "judged": np.ones(100, bool)}
     found = judge(given=given, posterior=posterior, p_given=p, fold=fold, settings={"folds": 2}, **arguments)
     assert found.wrong.value == pytest.approx(0.1)
     # 1.96 sqrt(sum of p (1 - p) / N^2 + variance of the folds' shares 0 and 0.2 / 2)
@@ -129,6 +146,10 @@ def test_the_interval_covers_folds_that_disagree() -> None:
         ({"features": np.full((40, 3), 2.0)}, "are equal"),
         ({"features": np.zeros((40, 3), np.int64)}, "floating numbers"),
         ({"features": np.zeros(40)}, "floating numbers"),
+        ({"features": np.full((40, 3), None)}, "floating numbers"),
+        ({"folds": 1}, "folds = 1 is out of range"),
+        ({"budget": -1}, "budget = -1 is out of range"),
+        ({"precision": float("nan")}, "precision = nan is out of range"),
     ],
 )
 def test_what_cannot_be_audited_is_one_line(change: dict[str, Any], message: str) -> None:

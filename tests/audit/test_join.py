@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from rmd_dist import audit
+from rmd_dist.audit.dataset import with_margins
 from rmd_dist.audit.join import joined
 
 
@@ -55,3 +57,16 @@ def test_a_greater_margin_never_speaks_against_a_label() -> None:
     assert (np.diff(even[np.argsort(margin)]) >= 0).all()
     sharper = joined(p, margin)
     assert np.isfinite(sharper).all() and ((sharper >= 0) & (sharper <= 1)).all()
+
+
+def test_the_posterior_stays_one_where_features_and_margins_disagree() -> None:
+    rng = np.random.default_rng(0)
+    clean = np.arange(400) % 4
+    x = np.eye(4)[clean] * 30 + rng.normal(size=(400, 4))  # the features are as sure as can be
+    given = np.where(rng.random(400) < 0.2, (clean + 1) % 4, clean)
+    margin = rng.normal(size=400) + np.where(given == clean, 6.0, -3.0)
+    margin[:20] = -margin[:20]
+    found = with_margins(audit.features(x, given), margin.astype(np.float32))
+    np.testing.assert_allclose(found.posterior.sum(1), 1, atol=1e-5)
+    p = found.posterior[np.arange(400), found.suggested]
+    assert (p <= 1 + 1e-6).all() and (p[found.flagged] > 0).all()

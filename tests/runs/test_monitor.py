@@ -358,3 +358,8 @@ def test_pictures_reach_tensorboard(tmp_path: Path) -> None:
     accumulator = events(tmp_path)
     assert sorted(accumulator.Tags()["images"]) == ["confusion/test", "graph/node"]
     assert [e.step for e in accumulator.Images("confusion/test")] == [3]
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are():
+    picture = figures.confusion_matrix(np.eye(2), ["c$_{x$ d", "b"], "own$_{$")
+    assert picture.shape[2] == 3 and picture.std() > 10
