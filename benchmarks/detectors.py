@@ -156,7 +156,7 @@ def figures(
         "ap": average_precision_score(wrong, score) if some else None,
         "f1": 2 * precision * recall / max(precision + recall, 1e-12) if some else None,
         "precision_500": wrong[np.argsort(-score, kind="stable")[:500]].mean(),
-        "suggestions": (suggested == clean)[wrong].mean() if some else None,
+        "suggestions": (suggested == clean)[wrong & flagged].mean() if hits else None,
     }
     return {name: None if value is None else round(float(value), 4) for name, value in found.items()}
 
