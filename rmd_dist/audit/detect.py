@@ -97,12 +97,13 @@ def features(
     x, y = _checked_features(features), _checked_labels(labels)
     if len(x) != len(y):
         raise ConfigError(f"there are {len(x)} rows of features and {len(y)} labels; give one label a row")
+    y = y.to(x.device)  # where collectives are
     counts = _class_counts(y, num_classes)
     fold = fold_of(x, folds)
     sizes = parallel.all_reduce_sum(torch.bincount(fold, minlength=folds))
     if int((sizes > 0).sum()) < 2:
         raise ConfigError("the features of all images are equal: nothing can be told by them; give others")
-    samples = Samples(x, y.to(x.device), fold, len(counts), folds)
+    samples = Samples(x, y, fold, len(counts), folds)
     relations = (estimate_quickly if quick else estimate)(samples)
     judged = _judged(samples)
     posterior, clean, p_given = _posteriors(relations, samples, judged)
@@ -222,7 +223,7 @@ def _class_counts(y: Tensor, num_classes: int | None) -> Ints:
             f"there are {classes} classes, at most {MAX_CLASSES} can be audited at once; audit a group of "
             "them at a time, or number them without gaps"
         )
-    counts: Ints = parallel.all_reduce_sum(torch.bincount(y, minlength=max(classes, 1))).numpy()
+    counts: Ints = parallel.all_reduce_sum(torch.bincount(y, minlength=max(classes, 1))).cpu().numpy()
     if (counts > 0).sum() < 2:
         raise ConfigError("all labels are of one class: there is nothing that they could be confused with")
     return counts

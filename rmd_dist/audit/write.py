@@ -66,7 +66,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
         summary = read_json(path)
-        kinds = {"audit": str, "encoder_sha256": str, "classes": list, "images": int, "without_label": int}
+        texts, counts = ("audit", "encoder_sha256", "place"), ("images", "without_label")
+        kinds = {"classes": list, **dict.fromkeys(texts, str), **dict.fromkeys(counts, int)}
         if wrong := [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]:
             raise ValueError(f"bad {', '.join(wrong)}")
         return summary

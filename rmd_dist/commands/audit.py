@@ -127,4 +127,4 @@ def apply_decisions(words: Sequence[str]) -> None:
     out = args.out or args.audit / CORRECTED
     done = apply(args.audit, args.decisions, args.accept_above, out)
     print(f"{out}: {', '.join(f'{count} {kind}' for kind, count in sorted(done.items()))}")
-    print(f"now: rmd distill --dataset {read_summary(args.audit).get('place')} --labels {out}")
+    print(f"now: rmd distill --dataset {read_summary(args.audit)['place']} --labels {out}")
