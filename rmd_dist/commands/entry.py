@@ -45,7 +45,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Stopped as stop:
         code = _tell(f"stopped: {stop}", EXIT_STOPPED)
     except KeyboardInterrupt:
-        code = _tell("interrupted: the same command continues from the newest checkpoint", EXIT_INTERRUPTED)
+        code = _tell("interrupted: the same command continues from what was saved", EXIT_INTERRUPTED)
     except Exception as error:
         traceback.print_exc()
         code = _tell(f"error: {type(error).__name__} (a bug, see the traceback): {error}", EXIT_FAULT)
