@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,11 @@ class Audit:
     def score(self) -> Floats:
         """(n,): probability that the label is wrong, in [0, 1]."""
         return 1.0 - self.p_given
+
+    @functools.cached_property
+    def order(self) -> Ints:
+        """(n,): the rows, the worst label first."""
+        return np.argsort(self.p_given, kind="stable")
 
     @property
     def unjudged(self) -> Ints:

@@ -15,8 +15,6 @@ from rmd_dist.audit.subject import Subject
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import write_csv
 
-Ints = npt.NDArray[np.int64]
-
 WRONG_LABELS = "wrong_labels.csv"
 CORRECTED = "corrected.csv"
 COLUMNS = (
@@ -27,9 +25,9 @@ COLUMNS = (
 
 
 def write_wrong_labels(
-    path: Path, subject: Subject, audit: Audit, order: Ints, more: Mapping[str, npt.NDArray[Any]]
+    path: Path, subject: Subject, audit: Audit, more: Mapping[str, npt.NDArray[Any]]
 ) -> None:
-    """Write every image, worst first: `order` are rows of the audit. `more`: columns (n,) beside.
+    """Write every image, worst first. `more`: columns (n,) beside.
 
     Images without a label come last, without a rank.
     """
@@ -39,8 +37,7 @@ def write_wrong_labels(
         return [names[index], index, splits[index]]
 
     def equal(index: int) -> list[Any]:
-        first = int(subject.first_equal[index])
-        return ["" if first == index else names[first], bool(subject.conflicts[index])]
+        return [subject.duplicate_of(index), bool(subject.conflicts[index])]
 
     def line(rank: int, row: int) -> list[Any]:
         index, suggested = int(subject.rows[row]), int(audit.suggested[row])
@@ -57,7 +54,7 @@ def write_wrong_labels(
             *(values[row] for values in more.values()),
         ]
 
-    lines = [line(rank, int(row)) for rank, row in enumerate(order)]
+    lines = [line(rank, int(row)) for rank, row in enumerate(audit.order)]
     for index in np.setdiff1d(np.arange(len(subject)), subject.rows).tolist():
         lines.append(["", *place(index), False, *[""] * 5, *equal(index), *[""] * len(more)])
     with writing(path):

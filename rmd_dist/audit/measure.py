@@ -24,7 +24,7 @@ def detection(audit: Audit, clean: npt.NDArray[np.int64]) -> dict[str, str]:
     figures["flagged that are wrong (precision)"] = f"{precision:.2%}"
     figures["wrong that are flagged (recall)"] = f"{recall:.2%}"
     figures["F1"] = f"{2 * precision * recall / max(precision + recall, 1e-12):.3f}"
-    worst = np.argsort(audit.p_given, kind="stable")[:FIRST]
+    worst = audit.order[:FIRST]
     figures[f"wrong among the {len(worst)} worst"] = f"{wrong[worst].mean():.2%}"
     right = (audit.suggested == clean)[wrong & audit.flagged]
     if len(right):

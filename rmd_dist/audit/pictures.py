@@ -40,7 +40,6 @@ def cases(subject: Subject, audit: Audit, features: Tensor, order: Sequence[int]
     found = []
     for row in order:
         index, suggested = int(subject.rows[row]), int(audit.suggested[row])
-        first = int(subject.first_equal[index])
         found.append(
             Case(
                 index=index,
@@ -51,7 +50,7 @@ def cases(subject: Subject, audit: Audit, features: Tensor, order: Sequence[int]
                 p_suggested=float(audit.posterior[row, suggested]),
                 picture=index,
                 examples=tuple(int(subject.rows[k]) for k in nearest[row]),
-                duplicate_of="" if first == index else subject.title(first),
+                duplicate_of=subject.duplicate_of(index),
                 conflict=bool(subject.conflicts[index]),
             )
         )

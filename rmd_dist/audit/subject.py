@@ -15,7 +15,7 @@ from rmd_dist.config.datasets import TABLES
 from rmd_dist.config.schema import NoiseConfig
 from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.label_files import LEFT_OUT, read_labels
-from rmd_dist.data.labels import make_labels
+from rmd_dist.data.labels import labels_sha256, make_labels
 from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.sources.beton import check_beton, read_images
 from rmd_dist.errors import ConfigError
@@ -86,6 +86,11 @@ class Subject:
         found: npt.NDArray[np.bool_] = (low < high)[self.first_equal]
         return found
 
+    def duplicate_of(self, index: int) -> str:
+        """What the first image of equal content is called; "" for the first itself."""
+        first = int(self.first_equal[index])
+        return "" if first == index else self.title(first)
+
     def title(self, index: int) -> str:
         """What an image is called: its path, or its number."""
         return self.paths[index] or f"image {index}"
@@ -104,12 +109,11 @@ class Subject:
 
     def labels_sha256(self) -> str:
         """SHA-256 of the labels, as a run's manifest has it for the training images."""
-        given = self.given[: len(self.datasets[0])]
-        return hashlib.sha256(given.astype("<i8").tobytes()).hexdigest()
+        return labels_sha256(self.given[: len(self.datasets[0])])
 
-    def fingerprint(self, *others: str) -> str:
+    def fingerprint(self) -> str:
         """32 hex digits, a letter first, of what a decision about an image's label refers to."""
-        known = [self.name, *self.classes, *(d.sha256 for d in self.datasets), *others]
+        known = [self.name, *self.classes, *(d.sha256 for d in self.datasets)]
         digest = hashlib.sha256("\n".join(known).encode("utf-8", "surrogateescape"))
         digest.update(self.given.astype("<i8").tobytes())
         return f"a{digest.hexdigest()[:31]}"  # a spreadsheet would take digits for a number

@@ -78,11 +78,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def write_audit(folder: Path, config: AuditConfig, found: ImageAudit) -> dict[str, Any]:
     """Write all files of an audit into its folder; returns what summary.json says."""
     subject, audit = found.subject, found.audit
-    order = np.argsort(audit.p_given, kind="stable")
     more = cleanlab_columns(found) if config.with_cleanlab else {}
     if found.margins is not None:
         more = {"margin": found.margins, **more}
-    write_wrong_labels(folder / WRONG_LABELS, subject, audit, order, more)
+    write_wrong_labels(folder / WRONG_LABELS, subject, audit, more)
     write_noise_matrix(folder / "noise_matrix.csv", audit, subject.classes)
     seen = np.where(audit.noise_matrix < 0.005, 0, audit.noise_matrix)
     title = f"{subject.name}: how labels were confused"
@@ -94,7 +93,7 @@ def write_audit(folder: Path, config: AuditConfig, found: ImageAudit) -> dict[st
             folder / CORRECTED, subject.paths, accepted(found, config.accept_above), subject.classes
         )
     summary = summarise(config, found)
-    doubted = [int(row) for row in order if audit.flagged[row]]
+    doubted = [int(row) for row in audit.order if audit.flagged[row]]
     page = Page(
         name=folder.name,
         audit_id=found.id,

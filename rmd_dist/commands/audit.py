@@ -81,14 +81,12 @@ def require_cleanlab() -> None:
 
 def _tell(found: ImageAudit, summary: dict[str, Any]) -> None:
     """The worst labels, how right the audit is where that is known, and the summary."""
-    import numpy as np
-
     from rmd_dist.audit.measure import detection
     from rmd_dist.audit.write import lines
     from rmd_dist.data.images.listing import shown
 
     subject, audit = found.subject, found.audit
-    worst = [row for row in np.argsort(audit.p_given, kind="stable")[:WORST] if audit.flagged[row]]
+    worst = [row for row in audit.order[:WORST] if audit.flagged[row]]
     rows = [
         [
             shown(subject.title(int(subject.rows[row]))),

@@ -44,6 +44,11 @@ class Labels:
         return None if self.clean is None else (self.given != self.clean) & ~self.left_out
 
 
+def labels_sha256(given: Ints) -> str:
+    """Hex SHA-256 of labels (N,) as little-endian int64, by which runs and audits tell them apart."""
+    return hashlib.sha256(given.astype("<i8").tobytes()).hexdigest()
+
+
 def make_labels(
     dataset: Dataset,
     protocol: str,
@@ -79,7 +84,7 @@ def make_labels(
         "num_classes": info.num_classes,
         "count": len(own),
         "transitions": transitions.reshape(info.num_classes, info.num_classes).tolist(),
-        "labels_sha256": hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(),
+        "labels_sha256": labels_sha256(given),
     } | ({} if kept.all() else {"left_out": int((~kept).sum())})
     return Labels(given, own if known else None, manifest)
 

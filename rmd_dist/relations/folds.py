@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK_NUMBERS = 1 << 22
+from rmd_dist.relations.numerics import row_blocks
+
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # constants of SplitMix64 (Steele et al. 2014), as int64
 _MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
@@ -21,11 +22,10 @@ def fold_of(features: Tensor, folds: int) -> Tensor:
     places = torch.arange(1, width + 1, device=features.device)
     weights = _mixed(places * _GOLDEN) | 1
     found = torch.empty(len(features), dtype=torch.int64, device=features.device)
-    rows = max(256, _BLOCK_NUMBERS // max(width, 1))
-    for start in range(0, len(features), rows):
-        block = features[start : start + rows].contiguous()
-        words = block.view(_WORDS[block.element_size()]).long()
-        found[start : start + rows] = (words * weights).sum(1)  # modulo 2^64
+    for block in row_blocks(len(features), width):
+        rows = features[block].contiguous()
+        words = rows.view(_WORDS[rows.element_size()]).long()
+        found[block] = (words * weights).sum(1)  # modulo 2^64
     return _mixed(found) % folds
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rmd_dist import parallel
+from rmd_dist.relations.numerics import minimise, row_blocks
 
 PRIOR = 0.05
 """Pseudo-counts of symmetric noise that every row of T starts with, as a share of the mean rows of a class,
 but from 10 to 100. A fixed 100 hold T near symmetric noise where a class has 400 rows: on 4 000 images of
 CIFAR-10 pairwise flips are then not found."""
 
-_BLOCK_NUMBERS = 1 << 22
 _TINY = 1e-12
 
 
@@ -66,18 +65,9 @@ def calibrate(logits: Tensor, labels: Tensor, start: Tensor, iterations: int = 6
         parameters.grad = -torch.cat([slope[None], gradient.flatten()]) / count
         return -(likelihood + (prior * T.clamp_min(1e-300).log()).sum()) / count
 
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=iterations,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-8,
-        tolerance_change=1e-10,
-    )
-    with torch.no_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-        sharpness, T = parameters[0].exp(), parameters[1:].view(classes, classes).softmax(1)
-        likelihood, _, _ = _sums(logits, labels, sharpness, T)
+    minimise(parameters, closure, iterations, tolerance_grad=1e-8, tolerance_change=1e-10)
+    sharpness, T = parameters[0].exp(), parameters[1:].view(classes, classes).softmax(1)
+    likelihood, _, _ = _sums(logits, labels, sharpness, T)
     return Calibration(T, 1 / sharpness, float(likelihood) / count)
 
 
@@ -85,7 +75,7 @@ def _sums(logits: Tensor, labels: Tensor, sharpness: Tensor, T: Tensor) -> tuple
     """Over all ranks: (log-likelihood, its slope in log sharpness, expected (true, given) counts (C, C))."""
     classes = len(T)
     total = torch.zeros(2 + classes**2, dtype=torch.float64, device=T.device)
-    for block in _blocks(len(labels), classes):
+    for block in row_blocks(len(labels), classes):
         z, y = logits[block].double() * sharpness, labels[block]
         p = z.softmax(1)
         joint = p * T[:, y].T
@@ -96,9 +86,3 @@ def _sums(logits: Tensor, labels: Tensor, sharpness: Tensor, T: Tensor) -> tuple
         total[2:].view(classes, classes).T.index_add_(0, y, posterior)
     total = parallel.all_reduce_sum(total)
     return total[0], total[1], total[2:].view(classes, classes)
-
-
-def _blocks(rows: int, classes: int) -> Iterator[slice]:
-    size = max(256, _BLOCK_NUMBERS // classes)
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))

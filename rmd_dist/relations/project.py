@@ -36,11 +36,8 @@ def project(samples: Samples, width: int = 256) -> tuple[Samples, Projection]:
     """
     x, scale = samples.features, Scale.of(samples)
 
-    def standardised(block: slice) -> Tensor:
-        return (x[block].double() - scale.mean) * scale.inverse_std
-
     def squares(block: slice) -> Tensor:
-        rows = standardised(block)
+        rows = scale.standardised(x[block])
         return rows.T @ rows
 
     covariance = samples.sum(squares, (x.shape[1], x.shape[1])) / samples.count
@@ -52,5 +49,5 @@ def project(samples: Samples, width: int = 256) -> tuple[Samples, Projection]:
     found = x.new_empty((len(x), axes.shape[1]))
     most = torch.finfo(x.dtype).max
     for block in samples.blocks():
-        found[block] = (standardised(block) @ axes).clamp(-most, most)
+        found[block] = (scale.standardised(x[block]) @ axes).clamp(-most, most)
     return replace(samples, features=found), Projection(scale, axes)

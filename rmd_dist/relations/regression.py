@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from rmd_dist import parallel
-
-BLOCK_NUMBERS = 1 << 22
-"""Numbers of a block of rows that are held at once, whatever the number of rows."""
+from rmd_dist.relations.numerics import minimise, row_blocks
 
 _CONSTANT = 1e-6  # a column whose deviation is below this share of its size says nothing
 _TINY = 1e-300
@@ -42,9 +40,7 @@ class Samples:
 
     def blocks(self) -> Iterator[slice]:
         """Slices of rows whose features and logits are a bounded number of numbers."""
-        rows = max(256, BLOCK_NUMBERS // (self.features.shape[1] + 2 * self.folds * self.num_classes))
-        for start in range(0, len(self.labels), rows):
-            yield slice(start, min(start + rows, len(self.labels)))
+        return row_blocks(len(self.labels), self.features.shape[1] + 2 * self.folds * self.num_classes)
 
     def sum(self, of: Callable[[slice], Tensor], shape: tuple[int, ...]) -> Tensor:
         """Sum of `of(block)`, of this shape, over the blocks of all ranks, in float64. Collective."""
@@ -78,6 +74,10 @@ class Scale:
         std = variance.sqrt()
         constant = std <= _CONSTANT * mean.abs() + torch.finfo(torch.float32).tiny
         return cls(mean, torch.where(constant, 0.0, 1.0 / std.clamp_min(1e-300)))
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """Raw rows (b, D) as standardised ones, in float64."""
+        return (rows.double() - self.mean) * self.inverse_std
 
     def folded(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (D + 1, M) for standardised rows as (V (D, M), c (M,)) for raw ones."""
@@ -130,16 +130,7 @@ def fit(
         loss, weights.grad = objective(samples, scale, weights, counts, l2, noise_matrix)
         return loss
 
-    optimizer = torch.optim.LBFGS(
-        [weights],
-        max_iter=iterations,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-6,
-        tolerance_change=1e-9,
-    )
-    with torch.no_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    minimise(weights, closure, iterations, tolerance_grad=1e-6, tolerance_change=1e-9)
     return weights
 
 

@@ -22,7 +22,7 @@ def ridge(samples: Samples, scale: Scale, penalties: Sequence[float]) -> list[Te
     grams = torch.zeros(folds, width, width, dtype=torch.float64, device=x.device)
     moments = torch.zeros(folds, classes, width, dtype=torch.float64, device=x.device)
     for block in samples.blocks():
-        rows = (x[block].double() - scale.mean) * scale.inverse_std
+        rows = scale.standardised(x[block])
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
         for fold in range(folds):
             own = samples.fold[block] == fold

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmd_dist.relations import noise_matrix
+from rmd_dist.relations import numerics
 from rmd_dist.relations.noise_matrix import Calibration, calibrate, symmetric
 from tests.relations.blobs import pairflip
 
@@ -40,7 +40,7 @@ def test_recovers_what_labels_were_drawn_by(temperature):
 
 def test_nothing_is_likelier(monkeypatch):
     """Against torch's Adam on autograd's gradients, in blocks of 256 rows here and all at once there."""
-    monkeypatch.setattr(noise_matrix, "_BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(numerics, "BLOCK_NUMBERS", 1)
     logits, labels = _drawn(900, 0.9 * pairflip(3, 0.3) + 0.1 / 3, 1.5)
     prior = 15 * symmetric(0.8, EYE)  # a class has 300 rows
     found = calibrate(logits, labels, symmetric(0.8, EYE))

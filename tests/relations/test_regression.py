@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from rmd_dist.relations import regression
+from rmd_dist.relations import numerics, regression
 from rmd_dist.relations.regression import Samples, Scale, fit, objective, own_logits
 from tests.relations.blobs import blobs, pairflip, random_weights, samples_of
 
@@ -38,7 +38,7 @@ def _dense(samples: Samples, weights: torch.Tensor, l2: float, noise: torch.Tens
 @pytest.mark.parametrize("noise", [None, T], ids=["plain", "through T"])
 @pytest.mark.parametrize("folds", [1, 3])
 def test_objective_and_gradient(samples, noise, folds, monkeypatch):
-    monkeypatch.setattr(regression, "BLOCK_NUMBERS", 1)  # 256 rows a block
+    monkeypatch.setattr(numerics, "BLOCK_NUMBERS", 1)  # 256 rows a block
     if folds == 1:
         samples = replace(samples, fold=torch.zeros_like(samples.fold), folds=1)
     weights = random_weights(samples).requires_grad_()

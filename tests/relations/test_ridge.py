@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from sklearn.linear_model import Ridge
 
-from rmd_dist.relations import regression
+from rmd_dist.relations import numerics
 from rmd_dist.relations.regression import Scale
 from rmd_dist.relations.ridge import ridge
 from tests.relations.blobs import blobs, pairflip, samples_of
 
 
 def test_weights_against_scikit_learn(monkeypatch):
-    monkeypatch.setattr(regression, "BLOCK_NUMBERS", 1)  # 256 rows a block
+    monkeypatch.setattr(numerics, "BLOCK_NUMBERS", 1)  # 256 rows a block
     found = blobs(500, 8, pairflip(3, 0.2))
     samples = samples_of(found.features * torch.logspace(-3, 3, 8) - 2, found.given, 3, folds=4)
     scale = Scale.of(samples)
