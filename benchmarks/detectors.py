@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rmd_dist import audit
 from rmd_dist.audit.dataset import encode
 from rmd_dist.audit.encoder import open_encoder
+from rmd_dist.audit.measure import detection
 from rmd_dist.audit.subject import open_subject
 from rmd_dist.config import AuditConfig, NoiseConfig
 from rmd_dist.config.checks import validate
@@ -36,6 +36,7 @@ NOISES = (
     ("human:aggre_label", 0.0), ("human:worse_label", 0.0), ("none", 0.0),
 )  # fmt: skip
 K = 50  # neighbours that vote
+MEASURES = ("wrong", "estimated", "flagged", "auroc", "ap", "f1", "precision_500", "suggestions")
 
 
 def main() -> None:
@@ -144,21 +145,9 @@ def figures(
     given: Any, clean: Any, score: Any, flagged: Any, suggested: Any, estimated: float | None = None
 ) -> Any:
     """Measure -> value."""
-    wrong = given != clean
-    some = bool(wrong.any())
-    hits = (wrong & flagged).sum()
-    precision, recall = hits / max(flagged.sum(), 1), hits / max(wrong.sum(), 1)
-    found = {
-        "wrong": wrong.mean(),
-        "estimated": estimated,
-        "flagged": flagged.mean(),
-        "auroc": roc_auc_score(wrong, score) if some else None,
-        "ap": average_precision_score(wrong, score) if some else None,
-        "f1": 2 * precision * recall / max(precision + recall, 1e-12) if some else None,
-        "precision_500": wrong[np.argsort(-score, kind="stable")[:500]].mean(),
-        "suggestions": (suggested == clean)[wrong & flagged].mean() if hits else None,
-    }
-    return {name: None if value is None else round(float(value), 4) for name, value in found.items()}
+    found: dict[str, Any] = detection(given != clean, score, flagged, suggested == clean)
+    found |= {"estimated": estimated, "flagged": flagged.mean()}
+    return {k: None if found.get(k) is None else round(float(found[k]), 4) for k in MEASURES}
 
 
 if __name__ == "__main__":

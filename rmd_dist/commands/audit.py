@@ -81,7 +81,7 @@ def require_cleanlab() -> None:
 
 def _tell(found: ImageAudit, summary: dict[str, Any]) -> None:
     """The worst labels, how right the audit is where that is known, and the summary."""
-    from rmd_dist.audit.measure import detection
+    from rmd_dist.audit.measure import detection_lines
     from rmd_dist.audit.write import lines
     from rmd_dist.data.images.listing import shown
 
@@ -99,8 +99,8 @@ def _tell(found: ImageAudit, summary: dict[str, Any]) -> None:
     if rows:
         print_table("the worst labels", ["image", "given", "suggested", "given is right"], rows)
     if subject.clean is not None:
-        figures = detection(audit, subject.clean[subject.rows])
-        print_table("against the true labels", ["measure", "value"], [[k, v] for k, v in figures.items()])
+        figures = detection_lines(audit, subject.clean[subject.rows])
+        print_table("against the true labels", ["measure", "value"], figures)
     print_table("audit", ["", ""], [[shown(cell) for cell in line] for line in lines(summary)])
 
 
