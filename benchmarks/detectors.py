@@ -1,9 +1,10 @@
 """How well wrong labels are found on real CIFAR-10, by several methods on the same features.
 
     python benchmarks/detectors.py --model tf_efficientnet_lite0 --weights lite0.pth --image-size 128 \\
-        --data-root data --seeds 3 --out detectors.csv
+        --data-root data --seeds 0 1 2 --out detectors.csv
 
-cleanlab is left out where it is not installed. A seed is that of synthetic noise, and of the folds.
+cleanlab is left out where it is not installed. A seed is that of synthetic noise, and of the folds. `--runs`:
+runs/distill, whose margins are judged by, alone and joined, where a run was trained on the very labels.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import numpy as np
 import torch
 
 from rmd_dist import audit
-from rmd_dist.audit.dataset import encode
+from rmd_dist.audit.dataset import encode, with_margins
 from rmd_dist.audit.encoder import open_encoder
 from rmd_dist.audit.measure import detection
 from rmd_dist.audit.subject import open_subject
 from rmd_dist.config import AuditConfig, NoiseConfig
 from rmd_dist.config.checks import validate
-from rmd_dist.data.labels import make_labels
+from rmd_dist.data.labels import labels_sha256, make_labels
 from rmd_dist.relations import Samples, fold_of
 from rmd_dist.relations.estimate import L2S
 from rmd_dist.relations.project import project
 from rmd_dist.relations.regression import Scale, fit, own_logits
+from rmd_dist.runs.folder import read_manifest
 
 NOISES = (
     ("symmetric", 0.2), ("symmetric", 0.4), ("asymmetric", 0.4), ("pairflip", 0.4),
@@ -46,7 +48,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--loader", default="memory")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, help="folder of finished distillations")
     parser.add_argument("--out", type=Path, default=Path("detectors.csv"))
     args = parser.parse_args()
     config = validate(
@@ -61,11 +64,13 @@ def main() -> None:
     encoder = open_encoder(config, subject.datasets[0].info)
     features = encode(config, subject, encoder, torch.device("cpu"), lambda *_: None)
     train, rows = subject.datasets[0], []
+    margins = margins_by_labels(args.runs, len(train)) if args.runs else {}
     neighbours = nearest(features)
     with args.out.open("w", newline="") as file:
-        for seed, (protocol, rate) in itertools.product(range(args.seeds), NOISES):
+        for seed, (protocol, rate) in itertools.product(args.seeds, NOISES):
             given = make_labels(train, protocol, rate, seed, root).given
-            for name, judged, seconds in methods(features, given, neighbours, seed):
+            margin = margins.get(labels_sha256(given))
+            for name, judged, seconds in methods(features, given, neighbours, seed, margin):
                 row = {
                     "noise": f"{protocol} {rate:g}",
                     "seed": seed,
@@ -81,7 +86,17 @@ def main() -> None:
                 print(row, flush=True)
 
 
-def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int) -> Any:
+def margins_by_labels(runs: Path, count: int) -> dict[str, Any]:
+    """SHA-256 of labels -> mean margins (`count`,) of a finished run that was trained on them."""
+    found = {}
+    for file in sorted(runs.glob("*/margins.npy")):
+        margins = np.load(file)
+        if len(margins) == count and np.isfinite(margins).all():
+            found[read_manifest(file.parent)["labels_sha256"]] = margins
+    return found
+
+
+def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int, margin: Any) -> Any:
     """(name, scores, flags and suggestions, seconds) of each method."""
     # Other folds for people's labels, which have no seed: their hash sees the columns in another order.
     columns = torch.from_numpy(np.random.default_rng(seed).permutation(features.shape[1]))
@@ -89,8 +104,10 @@ def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int) -> A
     for name, quick in (("audit", False), ("audit --quick", True)):
         start = time.perf_counter()
         found = audit.features(x, given, num_classes=10, quick=quick)
-        judged = {"score": -found.p_given, "flagged": found.flagged, "suggested": found.suggested}
-        yield name, judged | {"estimated": found.wrong.value}, time.perf_counter() - start
+        yield name, judged_by(found), time.perf_counter() - start
+        if margin is not None and not quick:
+            yield "AUM", {"score": -margin, "flagged": margin < 0, "suggested": found.suggested}, 0.0
+            yield "audit + AUM", judged_by(with_margins(found, margin)), time.perf_counter() - start
     start = time.perf_counter()
     votes = np.zeros((len(given), 10))
     for column in neighbours.T:
@@ -113,6 +130,12 @@ def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int) -> A
         flagged = find_label_issues(given, p, filter_by=rule, n_jobs=1)
         judged = {"score": score, "flagged": flagged, "suggested": p.argmax(1), "estimated": flagged.mean()}
         yield name, judged, time.perf_counter() - start
+
+
+def judged_by(found: audit.Audit) -> dict[str, Any]:
+    """What an audit says, for `figures`."""
+    judged = {"score": -found.p_given, "flagged": found.flagged, "suggested": found.suggested}
+    return judged | {"estimated": found.wrong.value}
 
 
 def plain_regression(features: torch.Tensor, given: Any) -> Any:

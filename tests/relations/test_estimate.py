@@ -60,7 +60,7 @@ def _odd() -> dict[str, Samples]:
     features, _, given = blobs(300, 10, noise)
     wide, _, few = blobs(40, 100, noise)
     two = blobs(100, 3, pairflip(2, 0.2))
-    many = blobs(2000, 30, symmetric(0.8, torch.eye(100)).double())
+    many = blobs(500, 10, symmetric(0.8, torch.eye(50)).double())
     scales = torch.logspace(-6, 6, 10)
     return {
         "constant columns": samples_of(torch.cat([features, torch.full((300, 2), 3.7)], 1), given, 4),
@@ -69,7 +69,7 @@ def _odd() -> dict[str, Samples]:
         "bfloat16": samples_of(features.bfloat16(), given, 4),
         "a class without rows": samples_of(features, given, 6),
         "two classes": samples_of(two.features, two.given, 2),
-        "100 classes of 20 rows": samples_of(many.features, many.given, 100, folds=2),
+        "50 classes of 10 rows": samples_of(many.features, many.given, 50, folds=2),
         "fewer rows than features": samples_of(wide, few, 4),
         "rows all equal": samples_of(torch.ones(300, 10), given, 4),
         "fewer rows than folds": samples_of(features[:3], given[:3], 4),
