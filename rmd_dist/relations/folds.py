@@ -13,7 +13,7 @@ _MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
 
 def fold_of(features: Tensor, folds: int) -> Tensor:
-    """Fold (n,), int64, in 0 to folds - 1, of each row (n, D): a hash of its bytes.
+    """Fold (n,), int64, in 0 to folds - 1, of each row (n, D), of 2, 4 or 8 bytes a number: a hash of them.
 
     Equal rows have equal folds on every rank and device, in any order; so have the copies of an image. (0.0
     and -0.0 are not equal here.)
