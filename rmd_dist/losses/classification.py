@@ -33,7 +33,7 @@ FEW_CLASSES = 10
 """Up to so many classes the authors' CIFAR-10 settings are the defaults, above it those of CIFAR-100."""
 
 PerSample = Callable[..., Tensor]
-"""(log probabilities (B, C), log p_y (B,), **options) -> losses (B,)."""
+"""(log probabilities (B, C), log p_y (B,), **options) -> losses (B,); of every class (B, C) as of one."""
 
 
 def _ce(_log_p: Tensor, log_py: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _tce(_log_p: Tensor, log_py: Tensor, t: int) -> Tensor:
 
 
 def _nce(log_p: Tensor, log_py: Tensor) -> Tensor:
-    return log_py / log_p.sum(1)
+    return log_py / log_p.sum(1, keepdim=log_py.ndim > 1)
 
 
 def _agce(_log_p: Tensor, log_py: Tensor, a: float, q: float) -> Tensor:
@@ -164,9 +164,14 @@ class ClassificationLoss(nn.Module):
         self.options = dict(options)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses (B,) in fp32 (fp64 for fp64 logits), under any autocast."""
+        """Losses (B,) in fp32 (fp64 for fp64 logits), under any autocast.
+
+        `targets`: classes (B,), or probabilities (B, C), of which the loss is the expected one.
+        """
         with torch.autocast(logits.device.type, enabled=False):
             log_p = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+            if targets.ndim > 1:
+                return (targets * LOSSES[self.name].per_sample(log_p, log_p, **self.options)).sum(1)
             # Not by gather, whose gradient is a sort where equal bits are asked for on CUDA.
             log_py = -F.nll_loss(log_p, targets, reduction="none")
             return LOSSES[self.name].per_sample(log_p, log_py, **self.options)

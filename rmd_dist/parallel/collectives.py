@@ -31,8 +31,22 @@ _SMALL_NUMEL = 65_536
 """Up to so many numbers over all ranks, gloo's all-to-all takes half the time of its gather or reduction."""
 
 
+_alone = False
+
+
 def _grouped() -> bool:
-    return c10d.is_available() and c10d.is_initialized()
+    return not _alone and c10d.is_available() and c10d.is_initialized()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this rank is a world of its own: what is collective elsewhere is about its rows alone."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def world_size() -> int:

@@ -139,9 +139,9 @@ def adjust_colours(planes: Floats, view: Any) -> None:
 
 
 @kernel
-def draw_crop(seed: int, epoch: int, sample: int, settings: Any) -> tuple[int, int, bool]:
-    """(top, left, flip) of a crop from the padded image; top and left in [0, 2 * padding]."""
-    word = stream(seed, epoch, sample, 0)
+def draw_crop(seed: int, epoch: int, sample: int, number: int, settings: Any) -> tuple[int, int, bool]:
+    """(top, left, flip) of crop `number` from the padded image; top and left in [0, 2 * padding]."""
+    word = stream(seed, epoch, sample, number)
     top = draw_below(word, 0, 2 * settings.padding + 1)
     left = draw_below(word, 1, 2 * settings.padding + 1)
     return top, left, draw_uniform(word, 2) < settings.flip_p
@@ -176,8 +176,9 @@ def _crop_and_flip(
     size = out.shape[2]
     for k in range(first, last):
         image = data[pointers[k] : pointers[k] + 3 * size * size].reshape((size, size, 3))
-        top, left, flip = draw_crop(seed, epoch, samples[k], settings[0])
-        shifted_crop(image, top, left, settings[0].padding, flip, out[0, k])
+        for v in range(out.shape[0]):
+            top, left, flip = draw_crop(seed, epoch, samples[k], v, settings[0])
+            shifted_crop(image, top, left, settings[0].padding, flip, out[v, k])
 
 
 @kernel
@@ -245,10 +246,15 @@ def sample_views(
     return drawn
 
 
+def views_of(config: AugmentConfig) -> int:
+    """How many views of an image there are."""
+    return 1 if config is None or config.count is None else config.count
+
+
 class Augmenter:
     """Renders batches of S x S images on `workers` threads, the calling one included.
 
-    `config` decides what a sample becomes: ViewConfig its count of views, CropFlipConfig one, None itself.
+    `config` decides what a sample becomes: ViewConfig and CropFlipConfig their count of views, None itself.
     `pinned`: into page-locked memory, from which copies to a GPU do not wait.
     Raises ConfigError for settings out of range. Any number of threads may call `render` at once.
     """
@@ -256,7 +262,7 @@ class Augmenter:
     def __init__(
         self, config: AugmentConfig, *, size: int, seed: int, workers: int = 1, pinned: bool = False
     ) -> None:
-        self.views = config.count if isinstance(config, ViewConfig) else 1
+        self.views = views_of(config)
         self.size = size
         self._seed = seed
         self._kernel: Callable[..., None]

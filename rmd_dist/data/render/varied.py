@@ -27,6 +27,7 @@ from rmd_dist.data.render.augment import (
     crop_view_settings,
     draw_view,
     view_settings,
+    views_of,
 )
 from rmd_dist.data.render.jit import kernel
 from rmd_dist.data.render.pixels import Bytes, Floats, gaussian_blur, round_planes
@@ -79,7 +80,7 @@ def _central(
 class VariedAugmenter:
     """Renders batches of images of any size on `workers` threads, the calling one included.
 
-    `config` decides what a sample becomes: ViewConfig its count of views; CropFlipConfig one,
+    `config` decides what a sample becomes: ViewConfig its count of views; CropFlipConfig its count,
     RandomResizedCrop and flip; None the central square for evaluation, as torchvision's
     Resize(floor(S / crop_pct)) and CenterCrop(S), where images that are too small are enlarged.
     `pinned`: into page-locked memory, from which copies to a GPU do not wait.
@@ -100,7 +101,7 @@ class VariedAugmenter:
             raise ConfigError(f"sizes is {sizes}; allowed are one or more sizes in pixels, at least 1")
         if not 0.0 < crop_pct <= 1.0:
             raise ConfigError(f"crop_pct is {crop_pct}; allowed is a share above 0, at most 1")
-        self.views = config.count if isinstance(config, ViewConfig) else 1
+        self.views = views_of(config)
         self.sizes = sizes
         self._seed = seed
         self._kernel: Callable[..., None] = _views
