@@ -2,7 +2,6 @@
 
 from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
 from rmd_dist.config.schema import (
-    TIMM,
     AnyConfig,
     CheckpointConfig,
     CropFlipConfig,
@@ -16,9 +15,10 @@ from rmd_dist.config.schema import (
     PretrainConfig,
     RunConfig,
     SimSiamConfig,
+    TargetsConfig,
     ViewConfig,
-    is_path,
 )
+from rmd_dist.config.teachers import TIMM, is_path, needs_teacher
 
 __all__ = [
     "TIMM",
@@ -37,6 +37,8 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "SimSiamConfig",
+    "TargetsConfig",
     "ViewConfig",
     "is_path",
+    "needs_teacher",
 ]

@@ -11,12 +11,12 @@ from rmd_dist.config.datasets import SMALL
 from rmd_dist.config.fields import facts_of
 from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
 from rmd_dist.config.schema import (
-    TIMM,
     AnyConfig,
     DistillConfig,
     NoiseConfig,
     PretrainConfig,
 )
+from rmd_dist.config.teachers import TIMM
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import expanded
 
@@ -78,9 +78,42 @@ def validate(config: _Config) -> _Config:
     if not all(str(name).isidentifier() for name in config.loss_options):
         raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
     _check_timm(config.teacher)
-    if config.student_init == "teacher" and config.K == 0 and config.teacher is None:
-        raise ConfigError("student_init = teacher needs a teacher, and K = 0 loads none; give --teacher PATH")
+    _settle_targets(config)
     return config
+
+
+def _settle_targets(config: DistillConfig) -> None:
+    """Put in how many crops there are. Raises ConfigError for what does not go together."""
+    targets, start = config.targets, config.student_init
+    related = targets.kind == "relations"
+    if start not in ("random", "teacher") and not set(start) & set("/."):
+        raise ConfigError(
+            f"student_init = {start} is no path; give random, teacher, or a run folder or file of an encoder"
+        )
+    if config.optim.nesterov and not config.optim.momentum:
+        raise ConfigError("optim.nesterov is a kind of momentum, and optim.momentum = 0; give one of the two")
+    if config.head_init != "random" and start == "random":
+        raise ConfigError(
+            f"head_init = {config.head_init} is a regression on the features that the student starts with; "
+            "give --student-init teacher, or an encoder's path"
+        )
+    if targets.unlabelled and not related:
+        raise ConfigError(
+            "targets.unlabelled needs targets for images without a label; give --targets relations"
+        )
+    averaged = related and targets.average > 0
+    if averaged and not config.optim.ema_decay:
+        raise ConfigError(
+            f"targets.average = {targets.average:g} is of the student's moving average, and none is kept; "
+            "give --ema-decay 0.99, or --average 0"
+        )
+    if averaged and config.augment.count is None:
+        config.augment.count = 2
+    if config.augment.count is not None and not averaged:
+        raise ConfigError(
+            f"augment.count = {config.augment.count}: crops after the first are what the moving average sees "
+            "that has a share in relation targets; leave it out"
+        )
 
 
 def _choose_model(config: AnyConfig) -> None:

@@ -10,7 +10,7 @@ the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from rmd_dist.config.fields import setting
 
@@ -103,6 +103,9 @@ class CropFlipConfig:
     crop_scale: tuple[float, float] = setting((0.08, 1.0), added_later=True)
     """Varying sizes: area of RandomResizedCrop, as a share of the image; `padding` is not used there."""
 
+    count: int | None = setting(None, low=2, high=16, added_later=True)
+    """Crops of each image, of which `targets.average` sees all but the first; unset: 2 for it, else 1."""
+
 
 @dataclass
 class NoiseConfig:
@@ -173,6 +176,24 @@ class GraphConfig:
 
 
 @dataclass
+class TargetsConfig:
+    """What a student is trained towards; ours: t ~ ((1 - a) q0 + a p) T[:, given label]."""
+
+    kind: Literal["given", "relations"] = setting("given", short="targets", added_later=True)
+    """`given`: the labels (the paper). `relations`: as corrected by q0, a regression of other images' labels
+    on the teacher's features, by the noise matrix T, and by the student's own average p."""
+
+    average: float = setting(0.5, low=0, high=1, short="average", added_later=True)
+    """a: share of what the moving average of the student (`optim.ema_decay`) says of another crop."""
+
+    ramp: float = setting(0.0, low=0, high=1, added_later=True)
+    """Share of training over which a grows from 0."""
+
+    unlabelled: bool = setting(False, short="unlabelled", added_later=True)
+    """Train on the images that the labels leave out, too, towards (1 - a) q0 + a p."""
+
+
+@dataclass
 class OptimConfig:
     """The optimizer and its schedule."""
 
@@ -187,6 +208,9 @@ class OptimConfig:
 
     momentum: float = setting(0.9, low=0, high=1)
     """Momentum of SGD and of what else has one."""
+
+    nesterov: bool = setting(False, added_later=True)
+    """Nesterov's momentum, of `sgd`."""
 
     weight_decay: float = setting(5e-4, low=0)
     """L2 penalty of all parameters."""
@@ -342,14 +366,19 @@ class DistillConfig:
     teacher_weights: str | None = setting(None, short="weights", path=True, added_later=True)
     """File of a `timm:` teacher's weights, safetensors or torch.save's; unset: timm's cache or hub."""
 
-    student_init: Literal["random", "teacher"] = "random"
-    """Where the student's weights start."""
+    student_init: str = setting("random", path=True)
+    """Where the student's weights start: `random`, `teacher`, or the run folder or file of an encoder."""
+
+    head_init: Literal["random", "given", "relations"] = setting("random", added_later=True)
+    """Where the classifier's start; else a regression on the features that the student starts with: of the
+    `given` labels, or through the noise matrix (`relations`) of the true classes."""
 
     validation: float = setting(0.0, low=0, high=0.9)
     """Share of the training samples held out, with their noisy labels, to select a checkpoint by."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: CropFlipConfig = field(default_factory=CropFlipConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
@@ -357,15 +386,6 @@ class DistillConfig:
     eval: EvalConfig = setting(default_factory=EvalConfig, free=True)
     checkpoint: CheckpointConfig = setting(default_factory=CheckpointConfig, free=True)
     run: RunConfig = field(default_factory=RunConfig)
-
-
-TIMM = "timm:"
-"""What a `teacher` begins with that is a timm model."""
-
-
-def is_path(teacher: str | None) -> TypeGuard[str]:
-    """Whether a `teacher` is the path of a run folder or a file."""
-    return teacher not in (None, "random") and not str(teacher).startswith(TIMM)
 
 
 AnyConfig = PretrainConfig | DistillConfig

@@ -24,7 +24,12 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     parameters = list(module.parameters())
     lr = torch.zeros((), device=parameters[0].device)  # in fp32, as the kernels on CUDA read it
     optimizer = torch.optim.SGD(
-        parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        parameters,
+        lr=lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=True,
     )
     for parameter in parameters if config.momentum else ():
         # torch makes them in the first step, and leaves them unwritten if that one does nothing.

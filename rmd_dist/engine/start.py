@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from rmd_dist import parallel
-from rmd_dist.config import TIMM, AnyConfig, DistillConfig, is_path
+from rmd_dist.config import TIMM, AnyConfig, DistillConfig, is_path, needs_teacher
 from rmd_dist.config.datasets import dataset_name
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.data.prepare import prepare
@@ -157,17 +157,22 @@ def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
         raise ConfigError(
             f"teacher_weights = {weights} needs --teacher {TIMM}NAME, which says whose weights they are"
         )
-    if config.K == 0 and config.student_init == "random":
+    if not needs_teacher(config):
         return None
     if teacher := config.teacher or folder.teacher():
         return "random" if teacher == "random" else named_source(str(teacher), weights)
     dataset = dataset_name(config.data.dataset)
     found = newest_finished(Path(config.run.root), dataset, config.model.name)
     if found is None:
+        why, instead = "student_init = teacher", ""
+        if config.targets.kind == "relations":
+            why, instead = "targets = relations", " or --targets given"
+        elif config.K:
+            why, instead = f"K = {config.K:g}", ", --teacher random or --K 0"
         raise ConfigError(
-            f"K = {config.K:g} needs a teacher, and {config.run.root}/pretrain has no finished run of "
+            f"{why} needs a teacher, and {config.run.root}/pretrain has no finished run of "
             f"{dataset} with {config.model.name}; run rmd pretrain first, or give "
-            f"--teacher PATH, --teacher {TIMM}NAME, --teacher random or --K 0"
+            f"--teacher PATH, --teacher {TIMM}NAME{instead}"
         )
     return found
 

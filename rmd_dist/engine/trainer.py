@@ -69,6 +69,7 @@ class Trainer:
             build_average(model, optim),
             self.task.tensors(),
         )
+        self.task.average = self.state.evaluated if self.state.ema else None
         self.steps_per_epoch = len(self.loader) // optim.accumulation
         if self.steps_per_epoch == 0:
             raise ConfigError(
@@ -135,11 +136,18 @@ class Trainer:
             )
             return self._finish(trained=False)
         self._announce()
+        if self.step == 0:
+            self._begin()
         if owed:
             self._evaluate()
         while self.step < self.total_steps:
             self._epoch()
         return self._finish(trained=True)
+
+    def _begin(self) -> None:
+        self.task.begin(self.monitor.info)
+        if self.state.ema is not None:
+            self.state.ema.set(self.state.model)  # type: ignore[no-untyped-call]
 
     def _epoch(self) -> None:
         """The rest of the current epoch: steps, then evaluation and checkpoint where they are due."""
@@ -176,6 +184,7 @@ class Trainer:
         """
         lr = learning_rate(self.step, self.steps_per_epoch, self.config.optim)
         set_learning_rate(self.optimizer, lr)
+        self.task.begin_step(self.step / (self.config.optim.epochs * self.steps_per_epoch))
         output = self._step(micro_batches, logging)
         self.state.step += 1
         if self.accelerator.device.type == "cpu":

@@ -22,7 +22,15 @@ from rmd_dist.config.fields import Facts, facts_of
 from rmd_dist.errors import ConfigError, writing
 from rmd_dist.files import atomic_path, expanded, read_json, remove_debris, sha256, write_json
 
-RECORDED = ("precision", "compile", "deterministic", "data_sha256", "labels_sha256", "teacher_sha256")
+RECORDED = (
+    "precision",
+    "compile",
+    "deterministic",
+    "data_sha256",
+    "labels_sha256",
+    "teacher_sha256",
+    "student_sha256",
+)
 """What else a run began with; `refuse_other` compares it."""
 
 DIED = "ended without a word: killed, out of memory, or aborted (as NCCL's watchdog does after ten minutes)"
@@ -37,6 +45,10 @@ def default_name(config: AnyConfig) -> str:
     if isinstance(config, DistillConfig):
         parts += [config.loss, _noise_name(config.noise)]
         parts.append(f"K{config.K:g}")
+        if config.student_init != "random":
+            parts.append("from-teacher" if config.student_init == "teacher" else "from-encoder")
+        if config.targets.kind != "given":
+            parts.append(config.targets.kind)
         if config.teacher and config.K and not is_path(config.teacher):
             parts.append(f"{config.teacher.replace(':', '-')}-teacher")
     parts += [f"seed{config.run.seed}"]
@@ -193,6 +205,8 @@ class RunFolder:
         for values in (saved, now):  # their SHA-256 decide, wherever the files lie
             if is_path(values.get("teacher")):
                 values["teacher"] = None
+            if values.get("student_init") not in (None, "random", "teacher"):
+                values["student_init"] = "encoder"
             for key in ("teacher_weights", "noise.labels"):
                 values |= {key: None} if key in values else {}
             if "data.dataset" in values:

@@ -11,6 +11,13 @@ from rmd_dist.files import parse_json, read_bytes
 
 MAX_BYTES = 1 << 30  # a thousand epochs of CIFAR-10 take 25 MB
 SELECTION = "validation/accuracy_noisy"
+RELATIONS = {
+    "relations/judged_wrong": "labels judged wrong",
+    "relations/judged_rightly": "of them truly wrong",
+    "relations/right": "labels right as corrected",
+    "relations/given_right": "labels right as given",
+}
+"""Tag -> what the closing table says of labels that relations correct."""
 
 
 def read_records(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -89,5 +96,9 @@ class History:
             [label, results[kind]["tag"], f"{100 * results[kind]['value']:.2f} %", str(results[kind]["step"])]
             for kind, label in labels.items()
             if kind in results
+        ]
+        last = self.records[-1][1] if self.records else {}
+        rows += [
+            [said, tag, f"{100 * last[tag]:.2f} %", ""] for tag, said in RELATIONS.items() if tag in last
         ]
         return "result", ["which", "measure", "accuracy", "step"], rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig, is_path
+from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig, is_path, needs_teacher
 from rmd_dist.config.checks import validate
 from rmd_dist.config.cli import from_dict
 from rmd_dist.config.convert import flatten, later_defaults
@@ -69,8 +69,8 @@ class Cell:
             if matters.get(key) == default:
                 del matters[key]
         matters |= {"needs": self.needs}
-        for key in ("teacher", "teacher_weights"):
-            if is_path(file := matters.get(key)):
+        for key in ("teacher", "teacher_weights", "student_init"):
+            if is_path(file := matters.get(key)) and file != "teacher":
                 matters[key] = content(str(file))  # wherever it lies
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -181,10 +181,10 @@ class _Builder:
         config.run.seed = seed
         check(config, where)
         file = self.spec.teachers.get(dataset)
-        taught = config.teacher is None and (config.K > 0 or config.student_init == "teacher")
+        taught = config.teacher is None and needs_teacher(config)
         if taught and file:
             config.teacher = str(Path(file).resolve())
-        if config.K == 0 and config.student_init == "random":
+        if not needs_teacher(config):
             config.teacher = config.teacher_weights = None  # no part of it, and would tell equal cells apart
         return Cell(_short(default_name(config), config), config, needs if taught and not file else None)
 
@@ -199,7 +199,9 @@ class _Builder:
         """Whether a method needs a pretrained teacher."""
         values = merge(self._settings("distill", dataset), delta)
         return values.get("teacher") is None and (
-            any(_leaves(values.get("K", 1.0))) or values.get("student_init") == "teacher"
+            any(_leaves(values.get("K", 1.0)))
+            or values.get("student_init") == "teacher"
+            or values.get("targets", {}).get("kind") == "relations"
         )
 
     def _settings(self, stage: str, dataset: str) -> dict[str, Any]:

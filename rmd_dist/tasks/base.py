@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,8 @@ class Task(ABC):
     """From pixels to what `module` takes."""
     views: int
     """Arguments of `module`: images of a batch, in different views."""
+    average: Any = None
+    """Moving average of `network`, which steps may look at; the trainer puts it here where it keeps one."""
 
     def try_out(self, size: int) -> None:
         """Raise what `module` raises on two images of S = `size` pixels, forwards or backwards.
@@ -68,6 +71,15 @@ class Task(ABC):
             flat = [t for output in outputs for t in (output if isinstance(output, tuple) else (output,))]
             loss: Tensor = sum((t.float().mean() for t in flat), torch.zeros(()))
             torch.autograd.backward(loss)
+
+    def begin(self, tell: Callable[[str], None]) -> None:  # noqa: B027 - for those who do
+        """Do what is done once, before the first step of a run that is not continued. Collective.
+
+        `tell` is to hear what people should know. What it finds is in `module` or in `tensors`.
+        """
+
+    def begin_step(self, progress: float) -> None:  # noqa: B027
+        """Hear of each step before it is made: a share of `progress`, in [0, 1), of all training is done."""
 
     @abstractmethod
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:

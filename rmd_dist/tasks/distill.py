@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from rmd_dist.models.student import Encoder, Student
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.tasks.base import Evaluation, StepOutput, Task
 from rmd_dist.tasks.margins import Margins
+from rmd_dist.tasks.targets import RelationTargets, Search
 
 GRAPH_SAMPLES = 64  # test images whose relation matrices are drawn
 
@@ -37,6 +39,9 @@ class DistillTask(Task):
     `teacher`: its features, on the device and frozen; None: L_task alone. Student and teacher each get the
     images that their own `pretrained_cfg` asks for: of a batch of two views the teacher the second, the same
     images rendered at its size. With a projector nodes match projected features, edges the student's own.
+
+    `targets`: what L_task is of in place of the given labels; the student sees the first of an image's
+    `crops`, its moving average the others. `search`: what finds them, and the classifier's first weights.
     """
 
     network = "model"
@@ -56,30 +61,55 @@ class DistillTask(Task):
         splits: Splits,
         eval: EvalConfig,
         compute: Compute,
+        targets: RelationTargets | None = None,
+        search: Search | None = None,
+        crops: int = 1,
     ) -> None:
         self.module, self.teacher = student, teacher
         self.loss, self.relation, self.K = loss, relation, K
         self.nodes, self.edges = relation.parts()
         self.labels, self.train, self.test, self.splits = labels, train, test, splits
         self.eval, self.compute = eval, compute
+        self.targets, self.search, self.crops = targets, search, crops
         self.given = torch.from_numpy(labels.given).to(compute.device)
         self.margins = Margins(len(train), compute.device)
         self.preprocess = Preprocess.of(student)
         self.teacher_preprocess = self.preprocess if teacher is None else Preprocess.of(teacher)
+
+    def begin(self, tell: Callable[[str], None]) -> None:
+        if self.search is None:
+            return
+        found = self.search(tell)
+        if self.targets is not None:
+            assert found.clean is not None and found.noise_matrix is not None
+            self.targets.take(found.clean, found.noise_matrix)
+        if found.head is not None:
+            student: Any = self.module
+            classifier = student.model.get_classifier()
+            with torch.no_grad():
+                classifier.weight.copy_(found.head[0].T)
+                classifier.bias.copy_(found.head[1])
+
+    def begin_step(self, progress: float) -> None:
+        if self.targets is not None:
+            self.targets.begin_step(progress)
 
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:
         compute, y = self.compute, self.given[batch.index]
         x = self.preprocess(batch.views[0], compute.channels_last, compute.dtype)
         logits, features, *projected = module(x)
         self.margins.add(batch.index, logits, y)
-        task_loss = parallel.global_mean(self.loss.per_sample(logits, y))
+        target = y if self.targets is None else self.targets(batch.index, y, self._on_average(batch))
+        task_loss = parallel.global_mean(self.loss.per_sample(logits, target))
         spread = {}
         if logging:
             spread["feature_spread"] = feature_spread(parallel.all_gather_rows(features.detach()))
         if self.teacher is None or self.K == 0:
             return StepOutput(task_loss, {"loss": task_loss.detach()} | spread)
-        if self.teacher_preprocess != self.preprocess or len(batch.views) > 1:
-            x = self.teacher_preprocess(batch.views[-1], compute.channels_last, compute.dtype)
+        resized = batch.views[self.crops :]
+        if self.teacher_preprocess != self.preprocess or resized:
+            pixels = (resized or batch.views)[0]
+            x = self.teacher_preprocess(pixels, compute.channels_last, compute.dtype)
         with torch.no_grad():
             taught = self.teacher(x)
         student: Any = self.module
@@ -98,6 +128,18 @@ class DistillTask(Task):
             by_task = _at_features(task_loss, logits, student.model.get_classifier())
             values["gradient_ratio"] = self._gradient_ratio(by_graph, by_task)
         return StepOutput(loss, {name: value.detach() for name, value in values.items()})
+
+    @torch.no_grad()
+    def _on_average(self, batch: Batch) -> Tensor | None:
+        """What the moving average says of the other crops of the images, (b, C); None: nothing."""
+        if self.average is None or self.crops < 2:
+            return None
+        compute = self.compute
+        others = [
+            self.average(self.preprocess(view, compute.channels_last, compute.dtype)).float().softmax(1)
+            for view in batch.views[1 : self.crops]
+        ]
+        return torch.stack(others).mean(0)
 
     def try_out(self, size: int) -> None:
         super().try_out(size)
@@ -143,21 +185,24 @@ class DistillTask(Task):
         if clean is not None:
             probed = classes(self.train, splits.probe)
             scalars |= memorisation(probed, given[splits.probe], clean[splits.probe]).to_scalars()
+        if self.targets is not None:
+            scalars |= self.targets.figures(splits.train)
         if len(splits.validation):
             hits = classes(self.train, splits.validation) == given[splits.validation]
             scalars["validation/accuracy_noisy"] = float(hits.mean())
         return Evaluation(scalars, report.confusion)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"margins": self.margins.totals}
+        return {"margins": self.margins.totals} | (self.targets.tensors() if self.targets else {})
 
     def per_sample(self) -> dict[str, npt.NDArray[np.float32]]:
         return {"margins": self.margins.mean()}
 
     def matrices(self, network: Any) -> dict[str, npt.NDArray[np.float32]]:
-        """E_t, E_s and N of some test images, ordered by class so that blocks show."""
-        if self.teacher is None:
-            return {}
+        """E_t, E_s and N of some test images, ordered by class so that blocks show; T and mean posteriors."""
+        related = self.targets.matrices(self.splits.train) if self.targets else {}
+        if self.teacher is None or (self.K == 0 and self.targets):
+            return related
         test = self.splits.test
         chosen = probe(test, GRAPH_SAMPLES) if self.test.store else test[:GRAPH_SAMPLES]
         by_class = chosen[np.argsort(self.test.labels[chosen], kind="stable")]
@@ -166,9 +211,9 @@ class DistillTask(Task):
             for encoder in (Encoder(network), self.teacher)
         )
         if student.shape != teacher.shape:
-            return {}
+            return related
         matrices = relation_matrices(student.float(), teacher.float())
-        return {f"graph/{name}": matrix.numpy() for name, matrix in matrices._asdict().items()}
+        return related | {f"graph/{name}": matrix.numpy() for name, matrix in matrices._asdict().items()}
 
     def collapsed(self, measured: dict[str, float], logged: dict[str, float]) -> str | None:
         accuracy, num_classes = measured["test/accuracy"], self.test.info.num_classes

@@ -27,12 +27,12 @@ class Margins:
     def add(self, index: Tensor, logits: Tensor, given: Tensor) -> None:
         """Count a batch: sample indices (b,), logits (b, C) of C > 1 classes, given labels (b,). Collective.
 
-        A margin that is not finite is left out.
+        A margin that is not finite is left out, and so is an image without a label (-1).
         """
-        z, y = logits.detach().float(), given.unsqueeze(1)
+        z, y = logits.detach().float(), given.clamp_min(0).unsqueeze(1)
         # No scatter: where kernels are deterministic, it copies from the host, which no CUDA graph can hold.
         others = z.masked_fill(torch.arange(z.shape[1], device=z.device) == y, -torch.inf)
-        margin = z.gather(1, y).squeeze(1) - others.amax(1)
+        margin = (z.gather(1, y).squeeze(1) - others.amax(1)).where(given >= 0, torch.nan)
         # One collective for both: float64 holds an index as exactly as a margin.
         rows = parallel.all_gather_rows(torch.stack([index.double(), margin.double()], 1))
         everyone, margin = rows.unbind(1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ from rmd_dist.parallel.numerics import cast_weights
 from rmd_dist.tasks.base import Task
 from rmd_dist.tasks.distill import DistillTask
 from rmd_dist.tasks.pretrain import PretrainTask
-from rmd_dist.tasks.teacher import TeacherSource, open_source
+from rmd_dist.tasks.targets import RelationTargets, Search, check_labels
+from rmd_dist.tasks.teacher import FrozenEncoder, TeacherSource, named_source, open_source
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     """A student on noisy labels, and its teacher."""
     train, test, splits = build_data(config, config.validation)
     labels = build_labels(config, train)
-    splits = splits.without(labels.left_out)
-    _tell_left_out(labels)
+    labelled = splits.without(labels.left_out)
+    # Images without a label join in training alone.
+    splits = replace(labelled, train=splits.train) if config.targets.unlabelled else labelled
+    _tell_left_out(labels, config.targets.unlabelled)
     num_classes = train.info.num_classes
     student = Student(build_model(config, train.info, num_classes))
     loss = build_loss(config.loss, num_classes, **config.loss_options)
@@ -72,14 +76,21 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
         graph.node_weight, graph.edge_weight, graph.form, graph.reference_batch, graph.node_target
     )
     frozen, taught = build_teacher(config, train.info, student, teacher) if teacher else (None, {})
+    started = _start_student(config, train.info, student, frozen, taught.get("teacher_sha256"))
+    taught |= {"student_sha256": started.sha256} if started and config.student_init != "teacher" else {}
+    search = build_search(config, compute, train, labels, splits, frozen, taught, started)
+    targets = None
+    if config.targets.kind == "relations":
+        targets = RelationTargets(labels, num_classes, config.targets, compute.device)
     if frozen is not None:
         compute.placed(frozen).eval().requires_grad_(False)
         cast_weights(frozen, compute.autocast)
         if graph.projector == "linear" and config.K and graph.node_weight:  # else nothing would train it
             student.project_to(frozen.width)
     task = DistillTask(
-        student, frozen, loss, relation, config.K, labels, train, test, splits, config.eval, compute
-    )
+        student, frozen, loss, relation, config.K, labels, train, test, splits, config.eval, compute,
+        targets, search, crops=config.augment.count or 1,
+    )  # fmt: skip
     counts = {"validation_samples": len(splits.validation)}
     noise = {"noise": labels.manifest, "labels_sha256": labels.manifest["labels_sha256"]}
     about = _about(config, train, splits, student) | counts | noise | taught
@@ -137,7 +148,7 @@ def _wanted(config: AnyConfig, info: DatasetInfo) -> Preprocess:
 def build_teacher(
     config: DistillConfig, info: DatasetInfo, student: Student, source: Path | TimmEncoder | Literal["random"]
 ) -> tuple[Encoder, dict[str, Any]]:
-    """(the teacher's encoder, what manifests say of it); `student` starts with its weights if configured so.
+    """(the teacher's encoder, what manifests say of it).
 
     Raises ConfigError if it does not fit the data set or the student.
     """
@@ -153,29 +164,77 @@ def build_teacher(
             "needs equal widths; use the same --model for both, --graph.projector linear (nodes by a learned "
             "projection), or --graph.node_weight 0 (edges alone)"
         )
-    if config.student_init == "teacher":
-        _start_as(student, teacher)
     wanted = teacher.pretrained_cfg
     return teacher, about | {"teacher_input": {key: wanted[key] for key in RENDERED if key in wanted}}
 
 
-def _tell_left_out(labels: Labels) -> None:
+def _tell_left_out(labels: Labels, used: bool) -> None:
     if (left_out := labels.manifest.get("left_out")) and parallel.is_main():
-        print(f"labels: {left_out} of {len(labels.given)} training images have none: left out", flush=True)
+        what = "trained on without one" if used else "left out"
+        print(f"labels: {left_out} of {len(labels.given)} training images have none: {what}", flush=True)
 
 
-def _start_as(student: Student, teacher: Encoder) -> None:
-    """Give the student the teacher's weights, but for the classifier's, and images as they expect them."""
-    state, own = teacher.model.state_dict(), student.model.state_dict()
+def _start_student(
+    config: DistillConfig, info: DatasetInfo, student: Student, teacher: Encoder | None, sha256: str | None
+) -> FrozenEncoder | None:
+    """Give the student the weights that it starts with; returns whose they are, None: nobody's."""
+    if config.student_init == "random":
+        return None
+    if config.student_init == "teacher":
+        assert teacher is not None
+        start = FrozenEncoder(teacher, "teacher", sha256 or "")
+    else:
+        source = named_source(config.student_init, None, "student_init")
+        start = open_source(source, info, config.model.name, _wanted(config, info).to_cfg())
+    _start_as(student, start.module)
+    return replace(start, module=Encoder(copy.deepcopy(student.model)))
+
+
+def _start_as(student: Student, start: Encoder) -> None:
+    """Give the student an encoder's weights, but for the classifier's, and images as they expect them."""
+    state, own = start.model.state_dict(), student.model.state_dict()
     heads = tuple(f"{name}." for name in classifiers(student.model))
     body = {name: tensor.shape for name, tensor in own.items() if not name.startswith(heads)}
     if body != {name: tensor.shape for name, tensor in state.items()}:
         raise ConfigError(
-            "student_init = teacher needs teacher and student of the same --model, also of the same size "
+            "student_init needs a student of the --model whose weights it starts with, also of the same size "
             "where a model is built for one size of image"
         )
     student.model.load_state_dict(state, strict=False)
-    student.model.pretrained_cfg |= {key: teacher.pretrained_cfg[key] for key in ("mean", "std")}
+    student.model.pretrained_cfg |= {key: start.pretrained_cfg[key] for key in ("mean", "std")}
+
+
+def build_search(
+    config: DistillConfig,
+    compute: Compute,
+    train: Dataset,
+    labels: Labels,
+    splits: Splits,
+    teacher: Encoder | None,
+    taught: dict[str, Any],
+    start: FrozenEncoder | None,
+) -> Search | None:
+    """What is to be sought of the labels before training. Raises ConfigError where nothing can be found."""
+    related = config.targets.kind == "relations"
+    if not related and config.head_init == "random":
+        return None
+    check_labels(
+        labels.given[splits.train], "targets = relations" if related else f"head_init = {config.head_init}"
+    )
+    source = None
+    if related:
+        assert teacher is not None
+        if "teacher_sha256" not in taught:
+            raise ConfigError(
+                f"targets = relations: features of an untrained encoder (teacher = {taught['teacher']}) say "
+                "little about labels; give --teacher PATH of a pretraining, or timm:NAME with --weights FILE"
+            )
+        # Of its own: the task's teacher may be cast to half precision.
+        source = FrozenEncoder(copy.deepcopy(teacher), taught["teacher"], taught["teacher_sha256"])
+    return Search(
+        train, labels.given, splits.train, Path(config.data.root), compute.device, source,
+        None if config.head_init == "random" else start, config.head_init,
+    )  # fmt: skip
 
 
 def train_loader(

@@ -30,13 +30,13 @@ class FrozenEncoder:
     """Of its weights."""
 
 
-def named_source(teacher: str, weights: str | None) -> TimmEncoder | Path:
-    """What a `teacher` is that is not random. Raises ConfigError for a path that is not there."""
+def named_source(teacher: str, weights: str | None, key: str = "teacher") -> TimmEncoder | Path:
+    """What a `teacher` is that is not random. ConfigError that names `key` for a path that is not there."""
     if teacher.startswith(TIMM):
         return TimmEncoder(teacher.removeprefix(TIMM), Path(weights) if weights else None)
     if not Path(teacher).exists():
         raise ConfigError(
-            f"teacher = {teacher} does not exist; give a run folder, an encoder file or {TIMM}NAME"
+            f"{key} = {teacher} does not exist; give a run folder, an encoder file or {TIMM}NAME"
         )
     return Path(teacher)
 

@@ -34,6 +34,8 @@ def another(cls, key):
         return not default
     if isinstance(default, dict):
         return {"q": 0.5}
+    if key == "student_init":
+        return "teacher"
     if key == "noise.protocol":
         return "file"  # the one that goes with labels of a file
     if isinstance(default, list):
@@ -165,7 +167,11 @@ MISTAKES = [
     (["--optim.milestones", "[0.9, 0.5]"], ["milestones", "rising"]),
     (["--augment.crop_scale", "[0, 1]"], ["augment.crop_scale", "rise within (0, 1]"]),
     (["--config", "/nowhere/x.yaml"], ["/nowhere/x.yaml"]),
-    (["--student-init", "teacher", "--K", "0"], ["student_init", "--teacher"]),
+    (["--targets", "relations"], ["targets.average", "--ema-decay"]),
+    (["--head-init", "relations"], ["head_init", "--student-init teacher"]),
+    (["--unlabelled", "true"], ["targets.unlabelled", "--targets relations"]),
+    (["--augment.count", "2"], ["augment.count = 2", "leave it out"]),
+    (["--nesterov", "true", "--momentum", "0"], ["optim.nesterov", "optim.momentum = 0"]),
     (["--K"], ["--K needs a value"]),
     (["--lr", "--K", "1"], ["--lr needs a value"]),
     (["stray"], ["unknown option 'stray'"]),
@@ -291,7 +297,17 @@ def test_every_key_that_is_a_path_is_marked():
         assert paths == named
 
 
-PATHS = ("root", "labels", "source", "teacher_weights", "resume", "teacher", "checkpoint", "out")
+PATHS = (
+    "root",
+    "labels",
+    "source",
+    "teacher_weights",
+    "resume",
+    "teacher",
+    "checkpoint",
+    "out",
+    "student_init",
+)
 
 
 @pytest.mark.parametrize(

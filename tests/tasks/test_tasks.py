@@ -180,7 +180,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
 
 def test_a_student_cannot_start_as_a_teacher_of_another_width(tmp_path):
     wide = encoder_in(tmp_path / "wide", "resnet18_cifar")
-    with pytest.raises(ConfigError, match="student_init = teacher needs"):
+    with pytest.raises(ConfigError, match="student_init needs a student of the --model"):
         distillation(tmp_path, "--graph.node_weight", "0", "--student-init", "teacher", teacher=wide)
 
 
