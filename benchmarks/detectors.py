@@ -27,10 +27,8 @@ from rmd_dist.audit.subject import open_subject
 from rmd_dist.config import AuditConfig, NoiseConfig
 from rmd_dist.config.checks import validate
 from rmd_dist.data.labels import labels_sha256, make_labels
-from rmd_dist.relations import Samples, fold_of
-from rmd_dist.relations.estimate import L2S
+from rmd_dist.relations import Samples, estimate_plainly, fold_of
 from rmd_dist.relations.project import project
-from rmd_dist.relations.regression import Scale, fit, own_logits
 from rmd_dist.runs.folder import read_manifest
 
 NOISES = (
@@ -124,7 +122,8 @@ def methods(features: torch.Tensor, given: Any, neighbours: Any, seed: int, marg
     except ImportError:
         return
     start = time.perf_counter()
-    p = plain_regression(x, given)
+    samples = Samples(x, torch.from_numpy(given), fold_of(x, 5), 10, 5)
+    p = estimate_plainly(samples).clean().numpy()
     score = -get_label_quality_scores(given, p)
     for name, rule in (("cleanlab", "prune_by_noise_rate"), ("cleanlab both", "both")):
         flagged = find_label_issues(given, p, filter_by=rule, n_jobs=1)
@@ -136,19 +135,6 @@ def judged_by(found: audit.Audit) -> dict[str, Any]:
     """What an audit says, for `figures`."""
     judged = {"score": -found.p_given, "flagged": found.flagged, "suggested": found.suggested}
     return judged | {"estimated": found.wrong.value}
-
-
-def plain_regression(features: torch.Tensor, given: Any) -> Any:
-    """p(given label | x) (N, C) out of fold, by the same regression without a noise matrix."""
-    y = torch.from_numpy(given)
-    samples, _ = project(Samples(features, y, fold_of(features, 5), 10, 5))
-    scale, best, weights = Scale.of(samples), (-np.inf, None), None
-    for l2 in sorted(L2S, reverse=True):
-        weights = fit(samples, scale, l2, start=weights)
-        p = own_logits(samples, scale, weights).softmax(1)
-        likelihood = float(p.gather(1, y[:, None]).log().mean())
-        best = max(best, (likelihood, p.double().numpy()), key=lambda pair: pair[0])
-    return best[1]
 
 
 def nearest(features: torch.Tensor) -> Any:

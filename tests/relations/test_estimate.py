@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from rmd_dist import parallel
-from rmd_dist.relations import Relations, Samples, estimate, estimate_quickly
+from rmd_dist.relations import Relations, Samples, classifier, estimate, estimate_plainly, estimate_quickly
 from rmd_dist.relations.noise_matrix import symmetric
 from tests.relations.blobs import blobs, pairflip, samples_of
 
@@ -127,3 +131,34 @@ def test_ranks_do_not_matter(ranks, rows, width, wide):
     for found in ranks(3).run(_posteriors, rows, width, wide):
         for here, there in zip(found, expected, strict=True):
             torch.testing.assert_close(here, there, atol=1e-6, rtol=0)
+
+
+def test_plain_regressions_are_the_folds_own_of_the_likeliest_penalty():
+    """As scikit-learn fits each fold; `classifier` is their mean on raw features."""
+    found = blobs(300, 6, pairflip(3, 0.3))
+    samples = samples_of(3 * found.features + 5, found.given, 3)
+    x, y, fold = (
+        StandardScaler().fit_transform(samples.features),
+        samples.labels.numpy(),
+        samples.fold.numpy(),
+    )
+    by_penalty = {}
+    for l2 in (1.0, 0.1, 0.01, 1e-3):
+        p, weights = np.zeros((300, 3)), []
+        for k in range(5):
+            seen = fold != k
+            model = LogisticRegression(C=1 / (l2 * seen.sum()), tol=1e-8).fit(x[seen], y[seen])
+            p[~seen] = model.predict_proba(x[~seen])
+            weights.append(np.column_stack([model.coef_, model.intercept_]))
+        by_penalty[l2] = np.log(p[np.arange(300), y]).mean(), p, np.mean(weights, 0)
+    l2 = max(by_penalty, key=lambda l2: by_penalty[l2][0])
+    relations = estimate_plainly(samples, tuple(by_penalty))
+    likelihood, p, weights = by_penalty[l2]
+    assert relations.l2 == l2 and 1e-3 < l2 < 1
+    assert relations.calibration.log_likelihood == pytest.approx(likelihood, abs=1e-5)
+    assert relations.clean().numpy() == pytest.approx(p, abs=1e-3)
+    inner, bias = classifier(samples, relations)
+    logits = samples.features.double() @ inner + bias
+    assert logits.softmax(1).numpy() == pytest.approx(
+        softmax(x @ weights[:, :-1].T + weights[:, -1], axis=1), abs=1e-3
+    )
