@@ -2,7 +2,7 @@
 
 The same as `rmd report`.
 
-python launch/report.py STUDY [--out DIR]
+python launch/report.py STUDY [--references] [--out DIR]
 """
 
 from rmd_dist.commands.entry import run

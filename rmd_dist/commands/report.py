@@ -1,4 +1,4 @@
-"""Tables and figures of a study, finished or not: rmd report STUDY [--out DIR]
+"""Tables and figures of a study, finished or not: rmd report STUDY [--references] [--out DIR]
 
 Writes report.md with its pictures, cells.csv, and report.html, one page that needs no other file.
 """
@@ -19,6 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--configs", type=path, help="folder of the YAML files that the printed commands name"
     )
+    parser.add_argument(
+        "--references", action="store_true", help="show what the teacher's features do without a student, too"
+    )
+    where = parser.add_argument_group("for --references, where it is not as the runs had it")
+    where.add_argument("--data-root", type=path, help="folder of betons and archives")
+    where.add_argument("--source", type=path, help="official python archive or its folder")
+    where.add_argument("--loader", choices=("ffcv", "memory"), help="how images are read")
+    where.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     args = parser.parse_args(argv)
 
     from rmd_dist.files import check_output_folder
@@ -28,7 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     study, out = read_study(args.study), args.out or args.study / "report"
     check_output_folder(out)
-    report = make_report(study, args.configs)
+    references = None
+    if args.references:
+        from rmd_dist.report.references import find_references
+        from rmd_dist.study.runner import Data
+
+        root, source = (given and str(given) for given in (args.data_root, args.source))
+        references = find_references(study, Data(root, source, args.loader, args.cpu), print)
+    report = make_report(study, args.configs, references)
     for file in write_report(report, out):
         print(file)
     print(report.summary)

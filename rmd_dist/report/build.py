@@ -14,7 +14,7 @@ from rmd_dist.report.conditions import conditions
 from rmd_dist.report.embedding import embeddings
 from rmd_dist.report.pictures import Picture
 from rmd_dist.report.plots import plots
-from rmd_dist.report.results import Results
+from rmd_dist.report.results import References, Results
 from rmd_dist.report.tables import Grid, csv_rows, grids
 from rmd_dist.study import tune
 from rmd_dist.study.folder import Study
@@ -49,10 +49,11 @@ class Report:
     """Of the CSV file, by column."""
 
 
-def make_report(study: Study, configs: str | None = None) -> Report:
+def make_report(study: Study, configs: str | None = None, references: References | None = None) -> Report:
     """Put a study's report together.
 
     `configs`: the folder of YAML files that the printed commands name; None: the study's own copies.
+    `references`: what stands below the methods, see `report.references`; None: nothing.
     Raises ConfigError if one of the tables is not there.
     """
     left = _unfinished(study, study.cells)
@@ -63,10 +64,11 @@ def make_report(study: Study, configs: str | None = None) -> Report:
         summary += " It is unfinished: the others are listed at the end, and none is filled in."
     sections, rows = [], []
     for table in study.tables:
-        results = Results(study, table)
+        results = Results(study, table, references)
         sections.append(_section(results))
         rows += csv_rows(results)
-    return Report(name, summary, _commands(study, configs), sections, left, rows)
+    commands = _commands(study, configs, ["--references"] * (references is not None))
+    return Report(name, summary, commands, sections, left, rows)
 
 
 def _section(results: Results) -> Section:
@@ -91,7 +93,7 @@ def _unfinished(study: Study, keys: Iterable[str]) -> list[tuple[str, str, str]]
     return [(key, status.state, status.why or "") for key, status in left]
 
 
-def _commands(study: Study, configs: str | None) -> list[str]:
+def _commands(study: Study, configs: str | None, asked: list[str]) -> list[str]:
     folder = f"studies/{study.folder.resolve().name}"
     files = {table.spec.name: f"{folder}/specs/{table.spec.name}.yaml" for table in study.tables}
     if configs is not None:
@@ -107,5 +109,5 @@ def _commands(study: Study, configs: str | None) -> list[str]:
         files = {name: found[name] for name in files}
     return [
         shlex.join(["python", "launch/study.py", *files.values(), "--out", str(folder)]),
-        shlex.join(["python", "launch/report.py", str(folder)]),
+        shlex.join(["python", "launch/report.py", str(folder), *asked]),
     ]

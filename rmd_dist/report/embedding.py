@@ -15,6 +15,7 @@ from rmd_dist.errors import ConfigError
 from rmd_dist.report.conditions import conditions
 from rmd_dist.report.pictures import Picture, legend_below, new_figure
 from rmd_dist.report.results import Results, dataset_title
+from rmd_dist.report.run_data import open_data, run_config
 from rmd_dist.study.spec import Embedding
 
 WRONG, RIGHT = "#c2161c", "#6fbf85"  # also of unlike brightness
@@ -83,13 +84,11 @@ def choose_samples(run: Path, wanted: Embedding) -> Samples:
 
     Raises ConfigError if the run's configuration or its data are not there: nothing is downloaded.
     """
-    from rmd_dist.config.cli import parse
     from rmd_dist.data.splits import probe
-    from rmd_dist.tasks.parts import build_data, build_labels
+    from rmd_dist.tasks.parts import build_labels
 
-    config = parse(DistillConfig, ["--config", str(run / "config.yaml")])
-    _require_data(config)
-    dataset, _, splits = build_data(config, config.validation)
+    config = run_config(run)
+    dataset, _, splits = open_data(config)
     labels, classes = build_labels(config, dataset), dataset.info.classes
     names = [name.lower() for name in classes]
     if unknown := [name for name in wanted.classes if name.lower() not in names]:
@@ -101,25 +100,6 @@ def choose_samples(run: Path, wanted: Embedding) -> Samples:
     ]
     indices = np.sort(np.concatenate(chosen))
     return Samples(config, dataset, indices, labels.given[indices] != dataset.labels[indices])
-
-
-def _require_data(config: DistillConfig) -> None:
-    """ConfigError where reading the data set would first fetch it or write a beton."""
-    from rmd_dist.data.dataset import find_source
-    from rmd_dist.data.images.source import ImageFiles
-    from rmd_dist.data.sources.beton import beton_path
-
-    data, root = config.data, Path(config.data.root)
-    data_source = find_source(data.dataset, root)
-    if isinstance(data_source, ImageFiles):
-        data_source.info(root)
-        return
-    if not data_source.needs_files:
-        return
-    given = Path(data.source) if data.source else None
-    betons = all(beton_path(root, data.dataset, split).exists() for split in ("train", "test"))
-    if not betons and (data.loader == "ffcv" or not data_source.is_here(root, given)):
-        raise ConfigError(f"the data of {data.dataset} that its runs used are not where they were")
 
 
 def features_of(path: Path, shown: Samples) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,11 +47,29 @@ class Column:
         return self.noise if ":" in self.noise else f"{self.noise} {self.rate:g}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a table has references: the students of a place share images, labels and teacher."""
+
+    table: str
+    dataset: str
+    column: Column
+    seed: int
+
+
+REFERENCES = ("teacher, logistic regression", "teacher, kNN (200)", "teacher, regression through T")
+"""What classifiers of the teacher's features are called, see `report.references`."""
+
+References = Mapping[Place, Mapping[str, float]]
+"""Test accuracy in [0, 1] of each of REFERENCES; empty at a place without a finished run."""
+
+
 class Results:
     """What a table of a study shows. Accuracies are in per cent, of finished runs alone."""
 
-    def __init__(self, study: Study, table: Table) -> None:
+    def __init__(self, study: Study, table: Table, references: References | None = None) -> None:
         self.study, self.table, self.spec = study, table, table.spec
+        self._references = {p: v for p, v in (references or {}).items() if p.table == table.spec.name}
         self.baseline_method = next(iter(table.spec.methods))
         self._at: dict[tuple[Row, Column], list[Entry]] = {}
         self._clean: dict[str, list[Entry]] = {}
@@ -121,6 +139,15 @@ class Results:
         if (dataset, column) not in self._lent:
             self._lent[dataset, column] = self._borrowed(dataset, column)
         return self._lent[dataset, column]
+
+    def reference_places(self, dataset: str, column: Column | None = None) -> list[Place]:
+        """Where a data set has references; empty where none were asked for, or there is no teacher."""
+        return [p for p in self._references if p.dataset == dataset and column in (None, p.column)]
+
+    def reference(self, name: str, dataset: str, column: Column) -> dict[int, float]:
+        """Seed -> accuracy of one of REFERENCES."""
+        found = {place.seed: self._references[place] for place in self.reference_places(dataset, column)}
+        return {seed: 100 * values[name] for seed, values in found.items() if name in values}
 
     def shares(self, row: Row, column: Column) -> dict[int, float | None]:
         """Seed -> share of the noise gap undone, None where undefined; of the seeds whose runs are all in."""

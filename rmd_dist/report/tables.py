@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rmd_dist.report.results import Column, Results, Row, column_of, dataset_title
+from rmd_dist.report.results import REFERENCES, Column, Results, Row, column_of, dataset_title
 from rmd_dist.report.stats import LEVEL, SMALLEST_GAP, Estimate, estimate, paired
 from rmd_dist.study.cells import CLEAN
 from rmd_dist.study.folder import KINDS
 
 NOTHING = "–"  # noqa: RUF001 - a dash of the width of a digit
 BESIDE = "Beside or below it the paper's (ResNet-18, all training images, 240 epochs)."
+REFERENCES_NOTE = (
+    "In italics references, no students: classifiers of the teacher's features of the same images with the "
+    "same given labels. Logistic regression, its L2 penalty by the likelihood of held-out given labels; the "
+    "vote of the 200 nearest neighbours; logistic regression through an estimated noise matrix T."
+)
 KIND_TITLES = {
     "last": "last",
     "selected": "selected on noisy validation labels",
@@ -50,7 +55,9 @@ class Grid:
     """How many columns on the left name the row."""
     notes: list[str] = field(default_factory=list)
     blocks: frozenset[int] = frozenset()
-    """Rows that begin another data set."""
+    """Rows that begin another data set, or the references of one."""
+    references: frozenset[int] = frozenset()
+    """Rows of no student, set apart from the methods."""
     long: bool = False
     """A row for each noise setting of each method."""
 
@@ -80,7 +87,35 @@ def accuracy_grid(results: Results) -> Grid:
         if entries := results.clean_entries(dataset):
             text = _cell(estimate(results.clean(dataset).values()), len(entries), mean_sd).text
             notes.append(f"CE on clean labels, {dataset_title(dataset)}: {text}.")
-    return _grid("Accuracy", results, results.rows, cell, notes)
+    return _with_references(_grid("Accuracy", results, results.rows, cell, notes), results)
+
+
+def _with_references(grid: Grid, results: Results) -> Grid:
+    """`grid`, which has all rows, with those of the references below each data set's methods."""
+    body: list[list[TableCell]] = []
+    blocks, references = set(), set()
+    for dataset in results.datasets:
+        own = [line for row, line in zip(results.rows, grid.rows, strict=True) if row.dataset == dataset]
+        if body:
+            blocks.add(len(body))
+        body += own
+        if results.reference_places(dataset):
+            blocks.add(len(body))
+            references |= set(range(len(body), len(body) + len(REFERENCES)))
+            body += [_reference_row(results, dataset, name) for name in REFERENCES]
+    if not references:
+        return grid
+    notes = [*grid.notes, REFERENCES_NOTE]
+    return replace(grid, rows=body, notes=notes, blocks=frozenset(blocks), references=frozenset(references))
+
+
+def _reference_row(results: Results, dataset: str, name: str) -> list[TableCell]:
+    stub = [*[TableCell("")] * (len(results.datasets) > 1), TableCell(name), TableCell(NOTHING)]
+    for column in results.columns:
+        wanted = len(results.reference_places(dataset, column))
+        found = estimate(results.reference(name, dataset, column).values())
+        stub.append(_cell(found, wanted, mean_sd) if wanted else TableCell(NOTHING))
+    return stub
 
 
 def gain_grid(results: Results) -> Grid | None:
@@ -181,7 +216,26 @@ def csv_rows(results: Results) -> list[dict[str, str]]:
             "why": status.why or "",
         }
         rows.append(about | {name: _number(value) for name, value in figures.items()})
-    return rows
+    return rows + [dict.fromkeys(rows[0], "") | row for row in _reference_csv_rows(results)]
+
+
+def _reference_csv_rows(results: Results) -> list[dict[str, str]]:
+    """What the CSV file has of each reference at each place: no loss, no K, no run."""
+    places = [place for dataset in results.datasets for place in results.reference_places(dataset)]
+    return [
+        {
+            "table": place.table,
+            "dataset": place.dataset,
+            "method": name,
+            "noise": place.column.noise,
+            "rate": f"{place.column.rate:g}",
+            "seed": str(place.seed),
+            "state": "reference",
+            "last": _number(results.reference(name, place.dataset, place.column).get(place.seed)),
+        }
+        for name in REFERENCES
+        for place in places
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ STUDY/cells/CELL.yaml         the whole configuration of a run
 STUDY/logs/CELL.log           what it printed
 STUDY/runs/STAGE/CELL/        the run; its manifest says whether it has finished
 STUDY/attempts/CELL.N.json    who began it for the Nth time, and how that ended
+STUDY/references.json         what rmd report --references measured of teachers
 STUDY/report/                 what rmd report wrote
 """
 
