@@ -26,6 +26,10 @@ from rmd_dist.tasks.teacher import FrozenEncoder
 
 FOLDS = 5
 
+LEAST_SHARE = 0.2
+"""Of the information that labels have of classes (in nats, by T), what features must know. An encoder
+after an hour of SimSiam on a CPU knows 48 to 71 % of CIFAR-10's under any noise; of random labels: 0."""
+
 Tell = Callable[[str], None]
 
 
@@ -221,20 +225,27 @@ def samples_of(
 
 
 def _tell(relations: Relations, given: npt.NDArray[np.int64], name: str, tell: Tell) -> None:
-    """Say what was found, and whether it is worth anything: likelier than the classes' sizes alone."""
-    likelihood = relations.calibration.log_likelihood
-    sizes = np.bincount(given) / len(given)
-    chance = float((sizes[sizes > 0] * np.log(sizes[sizes > 0])).sum())
-    kept = float(relations.calibration.noise_matrix.diagonal().mean())
+    """Say what was found, and whether it is worth anything: how much features know of what labels say."""
+    sizes, T = np.bincount(given) / len(given), relations.calibration.noise_matrix.cpu().numpy()
+    entropy = _entropy(sizes)
+    gained = relations.calibration.log_likelihood + entropy
+    all_of_it = entropy - float(np.mean([_entropy(row) for row in T]))
+    share = gained / all_of_it if all_of_it > 0 else 0.0
     tell(
-        f"relations: features of {name} make the given labels of other images likelier by "
-        f"{likelihood - chance:.3f} nats than chance; labels are right in {kept:.0%} of a class on average"
+        f"relations: by features of {name}, {T.diagonal().mean():.0%} of the labels of a class are right on "
+        f"average; of what they say of classes, features know {max(share, 0.0):.0%}"
     )
-    if likelihood - chance < 0.1 * abs(chance):
+    if share < LEAST_SHARE:
         tell(
             f"WARNING: the features of {name} say next to nothing of these labels, and relation targets will "
             "mislead; give another --teacher, or --targets given"
         )
+
+
+def _entropy(shares: npt.NDArray[np.float64]) -> float:
+    """Of a distribution (C,), in nats."""
+    some = shares[shares > 0]
+    return float(-(some * np.log(some)).sum())
 
 
 def check_labels(given: npt.NDArray[np.int64], why: str) -> None:

@@ -86,7 +86,7 @@ def test_chances_are_the_configured_ones_and_independent() -> None:
 
 def test_crop_offsets_and_flips_are_uniform() -> None:
     settings = augment._crop_settings(CropFlipConfig(padding=4, flip_p=0.5), 32)
-    rows = np.array([augment.draw_crop(1, 2, i, settings[0]) for i in range(DRAWS)])
+    rows = np.array([augment.draw_crop(1, 2, i, 0, settings[0]) for i in range(DRAWS)])
     for column, bins in ((0, 9), (1, 9), (2, 2)):
         assert stats.chisquare(np.bincount(rows[:, column], minlength=bins)).pvalue > ENOUGH
     assert stats.chisquare(np.bincount(rows[:, 0] * 9 + rows[:, 1], minlength=81)).pvalue > ENOUGH
@@ -162,7 +162,9 @@ def test_a_sample_looks_the_same_in_any_company(config: Any) -> None:
     np.testing.assert_array_equal(np.concatenate(alone, axis=1), whole)
 
 
-@pytest.mark.parametrize("config", [ViewConfig(), CropFlipConfig()], ids=["views", "crop"])
+@pytest.mark.parametrize(
+    "config", [ViewConfig(), CropFlipConfig(), CropFlipConfig(count=2)], ids=["views", "crop", "two crops"]
+)
 def test_seed_epoch_sample_and_view_each_change_the_pixels(config: Any) -> None:
     images, samples = np.repeat(smooth_images(1, 32), 80, axis=0), np.arange(64)  # one picture, many samples
     base = render(Augmenter(config, size=32, seed=9), images, samples, epoch=4)
@@ -174,6 +176,14 @@ def test_seed_epoch_sample_and_view_each_change_the_pixels(config: Any) -> None:
     ]
     for other in others[: 3 + (len(base) == 2)]:
         assert (other != base).any(axis=(2, 3, 4)).mean() > 0.9
+
+
+def test_the_first_of_several_crops_is_the_only_one() -> None:
+    images, samples = smooth_images(20, 16), np.arange(20)
+    three = render(Augmenter(CropFlipConfig(count=3), size=16, seed=1), images, samples, epoch=2)
+    one = render(Augmenter(CropFlipConfig(), size=16, seed=1), images, samples, epoch=2)
+    assert three.shape[0] == 3
+    np.testing.assert_array_equal(three[:1], one)
 
 
 def test_nothing_asked_for_is_the_image_itself() -> None:

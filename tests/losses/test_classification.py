@@ -119,6 +119,23 @@ def test_finite_for_huge_logits(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_of_soft_labels_it_is_the_expected_one(name):
+    """And of one that is sure it is that of the class, with the same gradient."""
+    logits, targets = _batch(10)
+    loss = build_loss(name, 10)
+    share = torch.rand(7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
+    by_class = [loss.per_sample(logits, torch.full((7,), c)) for c in range(10)]
+    expected = (share * torch.stack(by_class, 1)).sum(1)
+    torch.testing.assert_close(loss.per_sample(logits, share), expected)
+    gradients = []
+    for sure in (targets, torch.nn.functional.one_hot(targets, 10).double()):
+        logits.grad = None
+        loss(logits.requires_grad_(), sure).backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fp32_inside_autocast(name):
     logits, targets = _batch(10, torch.bfloat16)
     loss = build_loss(name, 10)

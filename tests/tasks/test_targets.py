@@ -158,10 +158,10 @@ def test_a_stopped_run_has_the_bits_of_a_whole_one(more, tmp_path, encoder):
 
 def test_relations_are_not_sought_again_when_a_run_continues(tmp_path, encoder, capsys, monkeypatch):
     train_tiny("distill", robust(tmp_path, encoder, "--max-steps", "2"))
-    assert "relations: features of" in capsys.readouterr().out
+    assert "relations: by features of" in capsys.readouterr().out
     monkeypatch.setattr(Search, "__call__", lambda *_: pytest.fail("sought again"))
     train_tiny("distill", robust(tmp_path, encoder, "--max-steps", "3"))
-    assert "relations: features of" not in capsys.readouterr().out
+    assert "relations: by features of" not in capsys.readouterr().out
 
 
 def _trained(runs: Path, teacher: Path) -> dict[str, Tensor]:
