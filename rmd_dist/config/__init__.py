@@ -18,7 +18,7 @@ from rmd_dist.config.schema import (
     TargetsConfig,
     ViewConfig,
 )
-from rmd_dist.config.teachers import TIMM, is_path, needs_teacher
+from rmd_dist.config.teachers import TIMM, crops_of, is_path, needs_teacher
 
 __all__ = [
     "TIMM",
@@ -39,6 +39,7 @@ __all__ = [
     "SimSiamConfig",
     "TargetsConfig",
     "ViewConfig",
+    "crops_of",
     "is_path",
     "needs_teacher",
 ]

@@ -15,6 +15,7 @@ from rmd_dist.config.schema import (
     DistillConfig,
     NoiseConfig,
     PretrainConfig,
+    TargetsConfig,
 )
 from rmd_dist.config.teachers import TIMM
 from rmd_dist.errors import ConfigError
@@ -58,6 +59,8 @@ def validate(config: _Config) -> _Config:
             f"data.batch_size = {data.batch_size} is not a multiple of optim.accumulation = "
             f"{optim.accumulation}; choose a batch size that the micro-steps divide"
         )
+    if optim.nesterov and not optim.momentum:
+        raise ConfigError("optim.nesterov is a kind of momentum, and optim.momentum = 0; give one of the two")
     milestones = list(optim.milestones)
     if any(not 0 < m < 1 for m in milestones) or milestones != sorted(milestones):
         raise ConfigError(f"optim.milestones = {milestones} must be rising shares between 0 and 1")
@@ -78,28 +81,26 @@ def validate(config: _Config) -> _Config:
     if not all(str(name).isidentifier() for name in config.loss_options):
         raise ConfigError(f"loss_options = {config.loss_options}: its keys must be names such as q")
     _check_timm(config.teacher)
-    _settle_targets(config)
+    _check_targets(config)
     return config
 
 
-def _settle_targets(config: DistillConfig) -> None:
-    """Put in how many crops there are. Raises ConfigError for what does not go together."""
+def _check_targets(config: DistillConfig) -> None:
+    """ConfigError for settings of targets, and of where a student starts, that do not go together."""
     targets, start = config.targets, config.student_init
     related = targets.kind == "relations"
-    if start not in ("random", "teacher") and not set(start) & set("/."):
+    if start not in ("random", "teacher") and (not set(start) & set("/.") or start.startswith(TIMM)):
         raise ConfigError(
             f"student_init = {start} is no path; give random, teacher, or a run folder or file of an encoder"
         )
-    if config.optim.nesterov and not config.optim.momentum:
-        raise ConfigError("optim.nesterov is a kind of momentum, and optim.momentum = 0; give one of the two")
     if config.head_init != "random" and start == "random":
         raise ConfigError(
             f"head_init = {config.head_init} is a regression on the features that the student starts with; "
             "give --student-init teacher, or an encoder's path"
         )
-    if targets.unlabelled and not related:
+    if not related and targets != TargetsConfig():
         raise ConfigError(
-            "targets.unlabelled needs targets for images without a label; give --targets relations"
+            "targets.average, ramp and unlabelled are of relation targets; give --targets relations"
         )
     averaged = related and targets.average > 0
     if averaged and not config.optim.ema_decay:
@@ -107,8 +108,6 @@ def _settle_targets(config: DistillConfig) -> None:
             f"targets.average = {targets.average:g} is of the student's moving average, and none is kept; "
             "give --ema-decay 0.99, or --average 0"
         )
-    if averaged and config.augment.count is None:
-        config.augment.count = 2
     if config.augment.count is not None and not averaged:
         raise ConfigError(
             f"augment.count = {config.augment.count}: crops after the first are what the moving average sees "

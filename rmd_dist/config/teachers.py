@@ -1,4 +1,4 @@
-"""What a configuration says of its teacher."""
+"""What a configuration says of its teacher, and how many crops are taken of an image because of it."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def needs_teacher(config: DistillConfig) -> bool:
 def is_path(teacher: str | None) -> TypeGuard[str]:
     """Whether a `teacher` is the path of a run folder or a file."""
     return teacher not in (None, "random") and not str(teacher).startswith(TIMM)
+
+
+def crops_of(config: DistillConfig) -> int:
+    """Crops of each image: the first is trained on, the others are what the moving average sees."""
+    averaged = config.targets.kind == "relations" and config.targets.average > 0
+    return (config.augment.count or 2) if averaged else 1

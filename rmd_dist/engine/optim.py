@@ -38,6 +38,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 def _from_timm(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    if config.nesterov:
+        raise ConfigError(f"optim.nesterov is of sgd, not of optim.name = {config.name}; leave it out")
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
         raise ConfigError(f"optim.name = {config.name!r} is not known; use sgd or one of {', '.join(known)}")

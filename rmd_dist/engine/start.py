@@ -79,9 +79,13 @@ def _told(folder: RunFolder) -> Iterator[None]:
 
 def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
     from_main(folder.open)
+    trainer = None
     try:
         trainer = _build_trainer(config, accelerator, folder, preemption)
+        trainer.begin()
     except (ConfigError, Stopped):
+        if trainer is not None:
+            trainer.close()
         if parallel.is_main():
             folder.discard_if_empty()
         raise

@@ -67,7 +67,7 @@ class Trainer:
             build_optimizer(model, optim),
             self.task.network,
             build_average(model, optim),
-            self.task.tensors(),
+            self.task.tensors() | self.task.fixed_tensors(),
         )
         self.task.average = self.state.evaluated if self.state.ema else None
         self.steps_per_epoch = len(self.loader) // optim.accumulation
@@ -90,7 +90,7 @@ class Trainer:
         if scalars.get("scaler") and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scalars["scaler"])
         skipped = scalars.get("nonfinite_steps", 0)
-        buffers = [*model.buffers(), *self.state.tensors.values()]
+        buffers = [*model.buffers(), *self.task.tensors().values()]
         self.guard = Guard(config.run.on_nonfinite, buffers, accelerator.device, skipped)
         self.agreement = parallel.Agreement()
         saving = config.checkpoint
@@ -136,15 +136,19 @@ class Trainer:
             )
             return self._finish(trained=False)
         self._announce()
-        if self.step == 0:
-            self._begin()
         if owed:
             self._evaluate()
         while self.step < self.total_steps:
             self._epoch()
         return self._finish(trained=True)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """What comes before the first step, unless the run is continued; nothing of it is saved before that.
+
+        Collective. Raises ConfigError for what the user can mend.
+        """
+        if self.step:
+            return
         self.task.begin(self.monitor.info)
         if self.state.ema is not None:
             self.state.ema.set(self.state.model)  # type: ignore[no-untyped-call]

@@ -57,15 +57,18 @@ def refuse_separate_runs(group: int) -> None:
         )
 
 
-def from_main(action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, on every rank; its ConfigError or Fault too, so that all stop."""
+def from_main(action: Callable[[], Any], *, patient: bool = False) -> Any:
+    """What `action` gives on rank 0, on every rank; its ConfigError or Fault too, so that all stop.
+
+    `patient`: it may take hours.
+    """
     outcome: tuple[Any, type[Exception] | None] = (None, None)
     if collectives.is_main():
         try:
             outcome = (action(), None)
         except (ConfigError, Fault) as error:
             outcome = (str(error), type(error))
-    result, problem = collectives.broadcast_object(outcome)
+    result, problem = collectives.broadcast_object(outcome, patient=patient)
     if problem is not None:
         raise problem(result)
     return result

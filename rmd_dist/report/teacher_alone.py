@@ -15,6 +15,8 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.splits import Splits
 from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.measures import knn_accuracy
+from rmd_dist.parallel.compute import Compute
+from rmd_dist.parallel.processes import workers_per_rank
 from rmd_dist.relations import Relations, estimate, estimate_plainly
 from rmd_dist.report.results import REFERENCES
 from rmd_dist.report.run_data import open_data, run_config
@@ -32,7 +34,8 @@ class Measure:
 
     def __init__(self, data: Data) -> None:
         self._data = data
-        self._device = torch.device("cuda" if torch.cuda.is_available() and not data.cpu else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() and not data.cpu else "cpu")
+        self._compute = Compute(device, workers=workers_per_rank(0))
         self._held: tuple[object, _Scene] | None = None
 
     def __call__(self, run: Path, teacher: FrozenEncoder) -> dict[str, float]:
@@ -50,7 +53,7 @@ class Measure:
                 f"the images or labels of {run.name} are not those that it was trained on; give the "
                 "--data-root that has them, or report without --references"
             )
-        return scene.accuracies(labels.given, self._device)
+        return scene.accuracies(labels.given, self._compute.device)
 
     def _scene(self, config: DistillConfig, teacher: FrozenEncoder) -> _Scene:
         by = (config.data, config.validation, teacher.sha256)
@@ -62,7 +65,7 @@ class Measure:
                 raise ConfigError(
                     f"references: {error}; say where they are by --data-root, --source and --loader"
                 ) from error
-            features = [features_of(teacher, d, Path(config.data.root), self._device) for d in (train, test)]
+            features = [features_of(teacher, d, Path(config.data.root), self._compute) for d in (train, test)]
             self._held = by, _Scene(train, test, splits, *features)
         return self._held[1]
 

@@ -45,8 +45,8 @@ def default_name(config: AnyConfig) -> str:
     if isinstance(config, DistillConfig):
         parts += [config.loss, _noise_name(config.noise)]
         parts.append(f"K{config.K:g}")
-        if config.student_init != "random":
-            parts.append("from-teacher" if config.student_init == "teacher" else "from-encoder")
+        if config.student_init not in ("random", "teacher"):
+            parts.append("from-encoder")
         if config.targets.kind != "given":
             parts.append(config.targets.kind)
         if config.teacher and config.K and not is_path(config.teacher):

@@ -19,6 +19,7 @@ from rmd_dist.config.fields import facts_of
 from rmd_dist.data.dataset import dataset_info
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import sha256
+from rmd_dist.models.export import WEIGHTS
 from rmd_dist.runs.folder import default_name
 from rmd_dist.study.spec import StudySpec, merge
 
@@ -151,7 +152,7 @@ class _Builder:
         """Each place of the table with its cell, the runs on clean labels first."""
         spec = self.spec
         for seed in spec.seeds if spec.clean else ():
-            cell = self._student(dataset, "ce", {"K": 0}, "none", 0.0, seed, None)
+            cell = self._student(dataset, "ce", {"K": 0}, "none", 0.0, seed, needs)
             yield Entry(dataset, "ce", CLEAN, "none", 0.0, 0.0, seed, cell.key), cell
         for method, delta in spec.methods.items():
             for loss in spec.losses:
@@ -186,6 +187,8 @@ class _Builder:
             config.teacher = str(Path(file).resolve())
         if not needs_teacher(config):
             config.teacher = config.teacher_weights = None  # no part of it, and would tell equal cells apart
+        if config.student_init not in ("random", "teacher"):
+            config.student_init = str(Path(config.student_init).resolve())
         return Cell(_short(default_name(config), config), config, needs if taught and not file else None)
 
     def _parsed(self, loss: str, values: dict[str, Any], where: str) -> DistillConfig:
@@ -212,12 +215,13 @@ class _Builder:
 @functools.cache
 def content(file: str) -> str:
     """SHA-256 of an encoder file. Raises ConfigError if there is none."""
+    path = Path(file)
     try:
-        return sha256(Path(file))
+        return sha256(path / WEIGHTS if path.is_dir() else path)
     except OSError as error:
         raise ConfigError(
-            f"teacher {file} cannot be read ({error.strerror}); give another file, or pretrain anew by "
-            "rmd study --fresh-teachers"
+            f"encoder {file} cannot be read ({error.strerror}); give another file, or pretrain teachers anew "
+            "by rmd study --fresh-teachers"
         ) from error
 
 

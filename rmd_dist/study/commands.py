@@ -13,7 +13,10 @@ import yaml
 
 from rmd_dist.config import DistillConfig
 from rmd_dist.config.text import read_yaml
+from rmd_dist.data.dataset import dataset_info
+from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.errors import EXIT_FAULT, ConfigError
+from rmd_dist.models.export import WEIGHTS, create, export
 from rmd_dist.parallel.processes import share_of_cores
 from rmd_dist.runs.console import print_table
 from rmd_dist.study import tune
@@ -143,9 +146,9 @@ def _measure(cells: Iterable[Cell], topology: Topology, data: Data) -> dict[Kind
         config = replace(cell.config, run=replace(cell.config.run, max_steps=MEASURED_STEPS, log_every=5))
         config.eval = replace(config.eval, train_samples=config.data.batch_size)
         config.data = replace(config.data, test_samples=config.data.batch_size)
-        if isinstance(config, DistillConfig) and cell.needs:
-            config.teacher = "random"  # an untrained encoder takes the same time
         with tempfile.TemporaryDirectory(prefix="rmd-measure-") as name:
+            if isinstance(config, DistillConfig) and cell.needs:
+                config.teacher = _untrained(config, Path(name))
             short = replace(cell, config=config, needs=None)
             with start(Path(name), short, topology, data) as running:
                 running.process.wait()
@@ -154,6 +157,15 @@ def _measure(cells: Iterable[Cell], topology: Topology, data: Data) -> dict[Kind
                 raise ConfigError(f"cannot time {cell.key}: {running.last_words()}")
         found[kind] = seconds
     return found
+
+
+def _untrained(config: DistillConfig, folder: Path) -> str:
+    """A file of an untrained encoder, with which a step takes the time that it does with a pretrained one."""
+    info = dataset_info(config.data.dataset, config.data.root)
+    input = Preprocess.for_dataset(info, config.data.image_size).to_cfg()
+    encoder = create(config.model.name, 0, input)
+    export(folder, encoder, config.model.name, 0, {"dataset": info.name, "stage": "pretrain"})
+    return str(folder / WEIGHTS)
 
 
 def _topologies(args: argparse.Namespace) -> list[Topology]:

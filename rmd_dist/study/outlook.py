@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
 
-from rmd_dist.config import DistillConfig
+from rmd_dist.config import DistillConfig, crops_of
 from rmd_dist.errors import ConfigError
 from rmd_dist.runs.console import grouped
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.folder import Study, curve_so_far
 
-Kind = tuple[str, str, str, bool]
-"""Stage, data set, model and whether there is a teacher: what the time of a step depends on."""
+Kind = tuple[str, str, str, bool, int]
+"""Stage, data set, model, whether there is a graph, crops of an image: what the time of a step depends on."""
 
 
 def kind_of(cell: Cell) -> Kind:
     """The kind of a cell."""
-    taught = isinstance(cell.config, DistillConfig) and cell.config.K > 0
-    return cell.stage, cell.config.data.dataset, cell.config.model.name, taught
+    config = cell.config
+    taught, crops = (config.K > 0, crops_of(config)) if isinstance(config, DistillConfig) else (False, 0)
+    return cell.stage, config.data.dataset, config.model.name, taught, crops
 
 
 @dataclass
@@ -74,7 +75,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
     for cell in study.cells.values():
         groups.setdefault(kind_of(cell), []).append(cell)
     rows, total_steps, total_hours, unknown = [], 0, 0.0, False
-    for (stage, dataset, model, taught), members in sorted(
+    for (stage, dataset, model, taught, crops), members in sorted(
         groups.items(), key=lambda item: item[0][0] != "pretrain"
     ):
         left = [cell for cell in members if not study.status[cell.key].done]
@@ -83,7 +84,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
         hours = steps * seconds / 3600 if seconds is not None else None
         total_steps, total_hours = total_steps + steps, total_hours + (hours or 0.0)
         unknown = unknown or (hours is None and bool(left))
-        what = stage + (" with teacher" if taught else "")
+        what = stage + (" with teacher" if taught else "") + (f", {crops} crops" if crops > 1 else "")
         shown = [
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",

@@ -75,7 +75,7 @@ class Task(ABC):
     def begin(self, tell: Callable[[str], None]) -> None:  # noqa: B027 - for those who do
         """Do what is done once, before the first step of a run that is not continued. Collective.
 
-        `tell` is to hear what people should know. What it finds is in `module` or in `tensors`.
+        `tell` is to hear what people should know. What it finds is in `module` or in `fixed_tensors`.
         """
 
     def begin_step(self, progress: float) -> None:  # noqa: B027
@@ -97,6 +97,10 @@ class Task(ABC):
 
         Changed in place alone, and the same on every rank.
         """
+        return {}
+
+    def fixed_tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor of what `begin` finds and no step changes; checkpoints hold it, too."""
         return {}
 
     def per_sample(self) -> dict[str, npt.NDArray[np.float32]]:

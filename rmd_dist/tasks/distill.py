@@ -79,7 +79,9 @@ class DistillTask(Task):
     def begin(self, tell: Callable[[str], None]) -> None:
         if self.search is None:
             return
-        found = self.search(tell)
+        if self.targets is not None and self.K:
+            tell(f"K = {self.K:g}: beside relation targets the graph was of no use to us; consider --K 0")
+        found, self.search = self.search(tell), None
         if self.targets is not None:
             assert found.clean is not None and found.noise_matrix is not None
             self.targets.take(found.clean, found.noise_matrix)
@@ -193,7 +195,10 @@ class DistillTask(Task):
         return Evaluation(scalars, report.confusion)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"margins": self.margins.totals} | (self.targets.tensors() if self.targets else {})
+        return {"margins": self.margins.totals}
+
+    def fixed_tensors(self) -> dict[str, Tensor]:
+        return self.targets.tensors() if self.targets else {}
 
     def per_sample(self) -> dict[str, npt.NDArray[np.float32]]:
         return {"margins": self.margins.mean()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmd_dist import parallel
-from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig
+from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig, crops_of
 from rmd_dist.data.dataset import Dataset, DatasetInfo
 from rmd_dist.data.labels import Labels, make_labels
 from rmd_dist.data.loader import Loader, build_loader
@@ -87,16 +87,18 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
         cast_weights(frozen, compute.autocast)
         if graph.projector == "linear" and config.K and graph.node_weight:  # else nothing would train it
             student.project_to(frozen.width)
+    crops = crops_of(config)
     task = DistillTask(
         student, frozen, loss, relation, config.K, labels, train, test, splits, config.eval, compute,
-        targets, search, crops=config.augment.count or 1,
+        targets, search, crops=crops,
     )  # fmt: skip
     counts = {"validation_samples": len(splits.validation)}
     noise = {"noise": labels.manifest, "labels_sha256": labels.manifest["labels_sha256"]}
     about = _about(config, train, splits, student) | counts | noise | taught
     # Of images of varying sizes the teacher gets the same crop at its own size.
     also = max(task.teacher_preprocess.size) if train.store and frozen is not None and config.K else None
-    loader = train_loader(config, train, splits, config.augment, compute, also)
+    augment = replace(config.augment, count=crops if crops > 1 else None)
+    loader = train_loader(config, train, splits, augment, compute, also)
     return Parts(task, loader, num_classes, about)
 
 
@@ -221,18 +223,19 @@ def build_search(
     check_labels(
         labels.given[splits.train], "targets = relations" if related else f"head_init = {config.head_init}"
     )
+    if taught.get("teacher") == "random" and (related or config.student_init == "teacher"):
+        raise ConfigError(
+            "teacher = random: features of an untrained encoder say little about labels, by which "
+            f"{'targets = relations' if related else 'head_init = ' + config.head_init} would go; give "
+            "--teacher PATH of a pretraining, or timm:NAME with --weights FILE"
+        )
     source = None
     if related:
         assert teacher is not None
-        if "teacher_sha256" not in taught:
-            raise ConfigError(
-                f"targets = relations: features of an untrained encoder (teacher = {taught['teacher']}) say "
-                "little about labels; give --teacher PATH of a pretraining, or timm:NAME with --weights FILE"
-            )
         # Of its own: the task's teacher may be cast to half precision.
         source = FrozenEncoder(copy.deepcopy(teacher), taught["teacher"], taught["teacher_sha256"])
     return Search(
-        train, labels.given, splits.train, Path(config.data.root), compute.device, source,
+        train, labels.given, splits.train, Path(config.data.root), compute, source,
         None if config.head_init == "random" else start, config.head_init,
     )  # fmt: skip
 

@@ -134,7 +134,7 @@ class Search:
     """(n,), the samples that are trained on."""
     root: Path
     """Features of all images are cached below it."""
-    device: torch.device
+    compute: Compute
     teacher: FrozenEncoder | None
     """By whose features targets are corrected; None: they are not."""
     start: FrozenEncoder | None
@@ -148,15 +148,16 @@ class Search:
         All ranks encode, one relates: with little to go by, a rounding may decide between two explanations of
         the labels, and it should not depend on the number of ranks.
         """
-        taught = self._features(self.teacher) if self.teacher else None
-        begun = self._features(self.start) if self.start else None
-        return from_main(lambda: self._relate(taught, begun, tell))  # type: ignore[no-any-return]
+        taught = self._features(self.teacher, tell) if self.teacher else None
+        begun = self._features(self.start, tell) if self.start else None
+        return from_main(lambda: self._relate(taught, begun, tell), patient=True)  # type: ignore[no-any-return]
 
-    def _features(self, encoder: FrozenEncoder) -> Tensor:
-        return features_of(encoder, self.train, self.root, self.device)
+    def _features(self, encoder: FrozenEncoder, tell: Tell) -> Tensor:
+        tell(f"features of {len(self.train)} images by {encoder.name}, kept below {self.root}/features")
+        return features_of(encoder, self.train, self.root, self.compute)
 
     def _samples(self, features: Tensor) -> Samples:
-        return samples_of(features, self.train, self.given, self.labelled, self.device)
+        return samples_of(features, self.train, self.given, self.labelled, self.compute.device)
 
     def _relate(self, taught: Tensor | None, begun: Tensor | None, tell: Tell) -> Found:
         with parallel.alone():
@@ -184,12 +185,12 @@ class Search:
     def _clean(self, features: Tensor, relations: Relations, weights: Tensor, bias: Tensor) -> Tensor:
         """q0: of images without a label by all folds' regressions, none of which has seen them."""
         count, classes, labelled = len(self.train), self.train.info.num_classes, self.labelled
-        clean = torch.full((count, classes), 1 / classes, device=self.device)
+        clean = torch.full((count, classes), 1 / classes, device=self.compute.device)
         clean[torch.from_numpy(labelled)] = relations.clean().float()
         others = np.setdiff1d(self.rows, labelled)
         for some in np.array_split(others, len(others) // 4096 + 1):
             index = torch.from_numpy(some)
-            block = features[index].to(self.device).double()
+            block = features[index].to(self.compute.device).double()
             clean[index] = (block @ weights + bias).softmax(1).float()
         return clean
 
@@ -201,9 +202,9 @@ def _alike(one: FrozenEncoder | None, other: FrozenEncoder | None) -> bool:
     return Preprocess.of(one.module) == Preprocess.of(other.module)
 
 
-def features_of(encoder: FrozenEncoder, dataset: Dataset, root: Path, device: torch.device) -> Tensor:
-    """Features (N, D) of all images, on the CPU, cached below `root`. Collective."""
-    compute = Compute(device, workers=1)
+def features_of(encoder: FrozenEncoder, dataset: Dataset, root: Path, compute: Compute) -> Tensor:
+    """Features (N, D) of all images, on the CPU, in full precision, cached below `root`. Collective."""
+    compute = Compute(compute.device, workers=compute.workers)
     encoder.module.eval().requires_grad_(False)
     return cached_features(encoder.module, encoder.sha256, [dataset], root, compute)
 
