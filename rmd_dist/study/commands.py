@@ -21,7 +21,7 @@ from rmd_dist.parallel.processes import share_of_cores
 from rmd_dist.runs.console import print_table
 from rmd_dist.study import tune
 from rmd_dist.study.cells import Cell, plan
-from rmd_dist.study.folder import Study, study_of, write_specs
+from rmd_dist.study.folder import Study, keep_teacher, study_of, write_specs
 from rmd_dist.study.outlook import Kind, StepTimes, kind_of, outlook_rows, step_seconds
 from rmd_dist.study.runner import Data, Topology, start
 from rmd_dist.study.spec import StudySpec, load_spec
@@ -164,8 +164,10 @@ def _untrained(config: DistillConfig, folder: Path) -> str:
     info = dataset_info(config.data.dataset, config.data.root)
     input = Preprocess.for_dataset(info, config.data.image_size).to_cfg()
     encoder = create(config.model.name, 0, input)
-    export(folder, encoder, config.model.name, 0, {"dataset": info.name, "stage": "pretrain"})
-    return str(folder / WEIGHTS)
+    (file := folder / "untrained" / WEIGHTS).parent.mkdir()
+    export(file.parent, encoder, config.model.name, 0, {"dataset": info.name, "stage": "pretrain"})
+    keep_teacher(folder, str(file))
+    return str(file)
 
 
 def _topologies(args: argparse.Namespace) -> list[Topology]:

@@ -49,8 +49,7 @@ def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
         for spec in specs:
             values = to_dict(spec)
             for dataset, file in spec.teachers.items():
-                kept = teacher_folder(study, file)
-                _keep(Path(file), kept)
+                kept = keep_teacher(study, file)
                 values["teachers"][dataset] = f"../teachers/{kept.name}/{WEIGHTS}"
             with atomic_path(study / "specs" / f"{spec.name}.yaml") as temporary:
                 text = yaml.safe_dump(values, sort_keys=False)  # the first method is the baseline
@@ -59,16 +58,18 @@ def write_specs(study: Path, specs: Sequence[StudySpec]) -> None:
         raise ConfigError(f"cannot write to {study} ({error.strerror}); give another --out") from error
 
 
-def _keep(file: Path, folder: Path) -> None:
-    """Copy an encoder file, and what lies beside it about its run, unless it is there."""
+def keep_teacher(study: Path, file: str) -> Path:
+    """Copy an encoder file, and what lies beside it about its run, unless it is there; returns its folder."""
+    folder, beside = teacher_folder(study, file), Path(file).parent
     if (folder / WEIGHTS).exists():
-        return
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "manifest.json"):
-        if (file.parent / name).exists():
-            shutil.copyfile(file.parent / name, folder / name)
+        if (beside / name).exists():
+            shutil.copyfile(beside / name, folder / name)
     with atomic_path(folder / WEIGHTS) as temporary:
         shutil.copyfile(file, temporary)
+    return folder
 
 
 def read_specs(study: Path) -> list[StudySpec]:
