@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,7 +124,7 @@ def _estimate(samples: Samples, l2s: Sequence[float], rounds: int) -> Relations:
     by_ridge = _by_penalty(samples, quick, l2s)
     by_anchors = _fitted(samples, quick.scale, by_ridge.l2, anchored(samples, quick.logits))
     settled = [_settled(samples, begun, rounds) for begun in (by_ridge, by_anchors)]
-    return _likeliest([quick, *settled] if not any(map(_names_kept, settled)) else settled)
+    return _likeliest(settled if any(map(_names_kept, settled)) else [quick])
 
 
 def _by_penalty(samples: Samples, quick: Relations, l2s: Sequence[float]) -> Relations:
@@ -144,7 +145,7 @@ def _settled(samples: Samples, begun: Relations, rounds: int) -> Relations:
     found, now, in_vain = begun, begun, 0
     for _ in range(rounds):
         now = _fitted(samples, now.scale, now.l2, now.calibration.noise_matrix, now.weights)
-        in_vain = in_vain + 1 if _gain(found, now) < ENOUGH else 0
+        in_vain = 0 if _gain(found, now) >= ENOUGH else in_vain + 1
         found = _likeliest([found, now])
         if in_vain == PATIENCE:
             break
@@ -207,9 +208,9 @@ def _calibrated(samples: Samples, scale: Scale, weights: Tensor, l2: float, T: T
 
 
 def _likeliest(found: Sequence[Relations]) -> Relations:
-    """Of those whose classes are what the labels call so, if there are any."""
+    """Of those whose classes are what the labels call so; if there are none, the first."""
     named = [relations for relations in found if _names_kept(relations)]
-    return max(named or found, key=lambda relations: relations.calibration.log_likelihood)
+    return max(named or found[:1], key=lambda relations: relations.calibration.log_likelihood)
 
 
 def _names_kept(relations: Relations) -> bool:
@@ -220,6 +221,8 @@ def _names_kept(relations: Relations) -> bool:
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     T = relations.calibration.noise_matrix.cpu().numpy()
+    if not math.isfinite(T.sum()):
+        return False
     _, order = linear_sum_assignment(-T)
     return bool(T[range(len(T)), order].sum() <= T.trace() + 1e-9)
 

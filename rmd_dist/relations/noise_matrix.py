@@ -16,6 +16,7 @@ but from 10 to 100. A fixed 100 hold T near symmetric noise where a class has 40
 CIFAR-10 pairwise flips are then not found."""
 
 _TINY = 1e-12
+_SHARPEST = 15.0  # log: of a few rows that are told apart the likelihood would have it grow for ever
 
 
 class Calibration(NamedTuple):
@@ -59,14 +60,16 @@ def calibrate(logits: Tensor, labels: Tensor, start: Tensor, iterations: int = 6
     prior = pseudo_counts * symmetric(float(start.diagonal().mean()), start)
 
     def closure() -> Tensor:
-        sharpness, T = parameters[0].exp(), parameters[1:].view(classes, classes).softmax(1)
+        sharpness = parameters[0].clamp(-_SHARPEST, _SHARPEST).exp()
+        T = parameters[1:].view(classes, classes).softmax(1)
         likelihood, slope, joint = _sums(logits, labels, sharpness, T)
         gradient = joint - joint.sum(1, keepdim=True) * T + prior - prior.sum(1, keepdim=True) * T
         parameters.grad = -torch.cat([slope[None], gradient.flatten()]) / count
         return -(likelihood + (prior * T.clamp_min(1e-300).log()).sum()) / count
 
     minimise(parameters, closure, iterations, tolerance_grad=1e-8, tolerance_change=1e-10)
-    sharpness, T = parameters[0].exp(), parameters[1:].view(classes, classes).softmax(1)
+    sharpness = parameters[0].clamp(-_SHARPEST, _SHARPEST).exp()
+    T = parameters[1:].view(classes, classes).softmax(1)
     likelihood, _, _ = _sums(logits, labels, sharpness, T)
     return Calibration(T, 1 / sharpness, float(likelihood) / count)
 

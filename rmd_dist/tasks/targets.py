@@ -149,7 +149,7 @@ class Search:
         the labels, and it should not depend on the number of ranks.
         """
         taught = self._features(self.teacher, tell) if self.teacher else None
-        begun = self._features(self.start, tell) if self.start else None
+        begun = taught if self._alike else self._features(self.start, tell) if self.start else None
         return from_main(lambda: self._relate(taught, begun, tell), patient=True)  # type: ignore[no-any-return]
 
     def _features(self, encoder: FrozenEncoder, tell: Tell) -> Tensor:
@@ -170,12 +170,19 @@ class Search:
                 found = Found(clean.cpu(), relations.calibration.noise_matrix.float().cpu())
             if begun is None:
                 return found
-            if samples is None or not _alike(self.start, self.teacher):
+            if samples is None or begun is not taught:
                 samples, relations = self._samples(begun), None
             if self.head == "given":
                 relations = estimate_plainly(samples)
             weights, bias = classifier(samples, relations or estimate(samples))
             return replace(found, head=(weights.cpu(), bias.cpu()))
+
+    @property
+    def _alike(self) -> bool:
+        """Whether both encoders have the same features."""
+        if self.start is None or self.teacher is None or self.start.sha256 != self.teacher.sha256:
+            return False
+        return Preprocess.of(self.start.module) == Preprocess.of(self.teacher.module)
 
     @property
     def labelled(self) -> npt.NDArray[np.int64]:
@@ -193,13 +200,6 @@ class Search:
             block = features[index].to(self.compute.device).double()
             clean[index] = (block @ weights + bias).softmax(1).float()
         return clean
-
-
-def _alike(one: FrozenEncoder | None, other: FrozenEncoder | None) -> bool:
-    """Whether two encoders have the same features."""
-    if one is None or other is None or one.sha256 != other.sha256:
-        return False
-    return Preprocess.of(one.module) == Preprocess.of(other.module)
 
 
 def features_of(encoder: FrozenEncoder, dataset: Dataset, root: Path, compute: Compute) -> Tensor:
