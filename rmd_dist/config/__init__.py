@@ -18,7 +18,7 @@ from rmd_dist.config.schema import (
     TargetsConfig,
     ViewConfig,
 )
-from rmd_dist.config.teachers import TIMM, crops_of, is_path, needs_teacher
+from rmd_dist.config.teachers import TIMM, crops_of, is_path, needs_teacher, starts_from_file
 
 __all__ = [
     "TIMM",
@@ -42,4 +42,5 @@ __all__ = [
     "crops_of",
     "is_path",
     "needs_teacher",
+    "starts_from_file",
 ]

@@ -17,7 +17,7 @@ from rmd_dist.config.schema import (
     PretrainConfig,
     TargetsConfig,
 )
-from rmd_dist.config.teachers import TIMM
+from rmd_dist.config.teachers import TIMM, starts_from_file
 from rmd_dist.errors import ConfigError
 from rmd_dist.files import expanded
 
@@ -89,7 +89,7 @@ def _check_targets(config: DistillConfig) -> None:
     """ConfigError for settings of targets, and of where a student starts, that do not go together."""
     targets, start = config.targets, config.student_init
     related = targets.kind == "relations"
-    if start not in ("random", "teacher") and (not set(start) & set("/.") or start.startswith(TIMM)):
+    if starts_from_file(start) and (not set(start) & set("/.") or start.startswith(TIMM)):
         raise ConfigError(
             f"student_init = {start} is no path; give random, teacher, or a run folder or file of an encoder"
         )

@@ -20,6 +20,11 @@ def is_path(teacher: str | None) -> TypeGuard[str]:
     return teacher not in (None, "random") and not str(teacher).startswith(TIMM)
 
 
+def starts_from_file(student_init: str | None) -> TypeGuard[str]:
+    """Whether a `student_init` is the path of a run folder or a file."""
+    return student_init not in (None, "random", "teacher")
+
+
 def crops_of(config: DistillConfig) -> int:
     """Crops of each image: the first is trained on, the others are what the moving average sees."""
     averaged = config.targets.kind == "relations" and config.targets.average > 0

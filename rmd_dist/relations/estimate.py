@@ -96,18 +96,14 @@ def _estimate_plainly(samples: Samples, l2s: Sequence[float]) -> Relations:
     scale = Scale.of(samples)
     one = torch.ones((), dtype=torch.float64, device=samples.features.device)
     identity = torch.eye(samples.num_classes, dtype=torch.float64, device=samples.features.device)
-    found: Relations | None = None
-    for l2 in sorted(l2s, reverse=True):
-        weights = fit(samples, scale, l2, start=None if found is None else found.weights)
+
+    def fitted(l2: float, before: Relations | None) -> Relations:
+        weights = fit(samples, scale, l2, start=before.weights if before else None)
         logits = own_logits(samples, scale, weights)
-        tried = Relations(
-            logits, Calibration(identity, one, _log_likelihood(samples, logits)), l2, scale, weights
-        )
-        if found is not None and _gain(found, tried) < 0:
-            break
-        found = tried
-    assert found is not None
-    return found
+        calibration = Calibration(identity, one, _log_likelihood(samples, logits))
+        return Relations(logits, calibration, l2, scale, weights)
+
+    return _by_penalty(l2s, fitted)
 
 
 def _log_likelihood(samples: Samples, logits: Tensor) -> float:
@@ -121,18 +117,22 @@ def _log_likelihood(samples: Samples, logits: Tensor) -> float:
 
 def _estimate(samples: Samples, l2s: Sequence[float], rounds: int) -> Relations:
     quick = estimate_quickly(samples)
-    by_ridge = _by_penalty(samples, quick, l2s)
+    T = quick.calibration.noise_matrix
+    # Each from zero: two classes that a strong penalty has blurred into each other would stay so.
+    by_ridge = _by_penalty(l2s, lambda l2, _: _fitted(samples, quick.scale, l2, T))
     by_anchors = _fitted(samples, quick.scale, by_ridge.l2, anchored(samples, quick.logits))
     settled = [_settled(samples, begun, rounds) for begun in (by_ridge, by_anchors)]
     return _likeliest(settled if any(map(_names_kept, settled)) else [quick])
 
 
-def _by_penalty(samples: Samples, quick: Relations, l2s: Sequence[float]) -> Relations:
-    """With the penalty that makes the labels likeliest, through the T of a ridge regression."""
+def _by_penalty(l2s: Sequence[float], fitted: Callable[[float, Relations | None], Relations]) -> Relations:
+    """With the penalty that makes the labels likeliest, from the greatest down to the first that is worse.
+
+    `fitted` (penalty, relations by the one before) gives the relations by a penalty.
+    """
     found: Relations | None = None
     for l2 in sorted(l2s, reverse=True):
-        # Each from zero: two classes that a strong penalty has blurred into each other would stay so.
-        tried = _fitted(samples, quick.scale, l2, quick.calibration.noise_matrix)
+        tried = fitted(l2, found)
         if found is not None and _gain(found, tried) < 0:
             break
         found = tried

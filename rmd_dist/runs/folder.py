@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmd_dist import __version__
-from rmd_dist.config import AnyConfig, DistillConfig, NoiseConfig, is_path
+from rmd_dist.config import AnyConfig, DistillConfig, NoiseConfig, is_path, starts_from_file
 from rmd_dist.config.convert import flatten, later_defaults, save_yaml
 from rmd_dist.config.datasets import dataset_name
 from rmd_dist.config.fields import Facts, facts_of
@@ -45,7 +45,7 @@ def default_name(config: AnyConfig) -> str:
     if isinstance(config, DistillConfig):
         parts += [config.loss, _noise_name(config.noise)]
         parts.append(f"K{config.K:g}")
-        if config.student_init not in ("random", "teacher"):
+        if starts_from_file(config.student_init):
             parts.append("from-encoder")
         if config.targets.kind != "given":
             parts.append(config.targets.kind)
@@ -205,7 +205,7 @@ class RunFolder:
         for values in (saved, now):  # their SHA-256 decide, wherever the files lie
             if is_path(values.get("teacher")):
                 values["teacher"] = None
-            if values.get("student_init") not in (None, "random", "teacher"):
+            if starts_from_file(values.get("student_init")):
                 values["student_init"] = "encoder"
             for key in ("teacher_weights", "noise.labels"):
                 values |= {key: None} if key in values else {}

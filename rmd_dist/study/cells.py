@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig, is_path, needs_teacher
+from rmd_dist.config import AnyConfig, DistillConfig, PretrainConfig, is_path, needs_teacher, starts_from_file
 from rmd_dist.config.checks import validate
 from rmd_dist.config.cli import from_dict
 from rmd_dist.config.convert import flatten, later_defaults
@@ -70,9 +70,9 @@ class Cell:
             if matters.get(key) == default:
                 del matters[key]
         matters |= {"needs": self.needs}
-        for key in ("teacher", "teacher_weights", "student_init"):
-            if is_path(file := matters.get(key)) and file != "teacher":
-                matters[key] = content(str(file))  # wherever it lies
+        files = [key for key in ("teacher", "teacher_weights") if is_path(matters.get(key))]
+        files += ["student_init"] if starts_from_file(matters.get("student_init")) else []
+        matters |= {key: content(str(matters[key])) for key in files}  # wherever they lie
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -187,7 +187,7 @@ class _Builder:
             config.teacher = str(Path(file).resolve())
         if not needs_teacher(config):
             config.teacher = config.teacher_weights = None  # no part of it, and would tell equal cells apart
-        if config.student_init not in ("random", "teacher"):
+        if starts_from_file(config.student_init):
             config.student_init = str(Path(config.student_init).resolve())
         return Cell(_short(default_name(config), config), config, needs if taught and not file else None)
 

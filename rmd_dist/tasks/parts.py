@@ -78,7 +78,7 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     frozen, taught = build_teacher(config, train.info, student, teacher) if teacher else (None, {})
     started = _start_student(config, train.info, student, frozen, taught.get("teacher_sha256"))
     taught |= {"student_sha256": started.sha256} if started and config.student_init != "teacher" else {}
-    search = build_search(config, compute, train, labels, splits, frozen, taught, started)
+    search = build_search(config, compute, train, labels, splits, student, frozen, taught, started)
     targets = None
     if config.targets.kind == "relations":
         targets = RelationTargets(labels, num_classes, config.targets, compute.device)
@@ -189,7 +189,7 @@ def _start_student(
         source = named_source(config.student_init, None, "student_init")
         start = open_source(source, info, config.model.name, _wanted(config, info).to_cfg())
     _start_as(student, start.module)
-    return replace(start, module=Encoder(copy.deepcopy(student.model)))
+    return start
 
 
 def _start_as(student: Student, start: Encoder) -> None:
@@ -212,6 +212,7 @@ def build_search(
     train: Dataset,
     labels: Labels,
     splits: Splits,
+    student: Student,
     teacher: Encoder | None,
     taught: dict[str, Any],
     start: FrozenEncoder | None,
@@ -229,15 +230,17 @@ def build_search(
             f"{'targets = relations' if related else 'head_init = ' + config.head_init} would go; give "
             "--teacher PATH of a pretraining, or timm:NAME with --weights FILE"
         )
-    source = None
+    # Copies: the task's teacher may be cast to half precision, its student is placed and trained.
+    source = begun = None
     if related:
         assert teacher is not None
-        # Of its own: the task's teacher may be cast to half precision.
         source = FrozenEncoder(copy.deepcopy(teacher), taught["teacher"], taught["teacher_sha256"])
+    if config.head_init != "random":
+        assert start is not None
+        begun = replace(start, module=Encoder(copy.deepcopy(student.model)))
     return Search(
-        train, labels.given, splits.train, Path(config.data.root), compute, source,
-        None if config.head_init == "random" else start, config.head_init,
-    )  # fmt: skip
+        train, labels.given, splits.train, Path(config.data.root), compute, source, begun, config.head_init
+    )
 
 
 def train_loader(

@@ -166,7 +166,7 @@ class Search:
                 samples = self._samples(taught)
                 relations = estimate(samples)
                 _tell(relations, self.given[self.labelled], self.teacher.name, tell)
-                clean = self._clean(taught, relations, *classifier(samples, relations))
+                clean = self._clean(taught, samples, relations)
                 found = Found(clean.cpu(), relations.calibration.noise_matrix.float().cpu())
             if begun is None:
                 return found
@@ -189,12 +189,15 @@ class Search:
         """Those of the samples that have a label."""
         return self.rows[self.given[self.rows] >= 0]
 
-    def _clean(self, features: Tensor, relations: Relations, weights: Tensor, bias: Tensor) -> Tensor:
+    def _clean(self, features: Tensor, samples: Samples, relations: Relations) -> Tensor:
         """q0: of images without a label by all folds' regressions, none of which has seen them."""
         count, classes, labelled = len(self.train), self.train.info.num_classes, self.labelled
         clean = torch.full((count, classes), 1 / classes, device=self.compute.device)
         clean[torch.from_numpy(labelled)] = relations.clean().float()
         others = np.setdiff1d(self.rows, labelled)
+        if not len(others):
+            return clean
+        weights, bias = classifier(samples, relations)
         for some in np.array_split(others, len(others) // 4096 + 1):
             index = torch.from_numpy(some)
             block = features[index].to(self.compute.device).double()
