@@ -174,6 +174,9 @@ class GraphConfig:
     projector: Literal["none", "linear"] = setting("none", added_later=True)
     """`linear`: nodes match the student's features projected to the teacher's width, edges its own (ours)."""
 
+    teacher_table: bool = setting(False, short="teacher_table", free=True)
+    """Read the teacher's features of every crop from a table below `data.root`, which is built once."""
+
 
 @dataclass
 class TargetsConfig:

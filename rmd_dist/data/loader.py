@@ -39,11 +39,32 @@ class Batch:
     """Each uint8 (b, S, S, 3): the views of one size, then the same views of the next."""
     index: Tensor
     """int64 (b,), data set indices."""
+    taught: Tensor | None = None
+    """(b, D), a teacher's features of the first view, where they lie in a table."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return (*self.views, self.index, *(() if self.taught is None else (self.taught,)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `function` applied to each tensor."""
+        taught = None if self.taught is None else function(self.taught)
+        return Batch(tuple(function(view) for view in self.views), function(self.index), taught)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; the copy does not wait where memory is pinned."""
-        views = tuple(view.to(device, non_blocking=True) for view in self.views)
-        return Batch(views, self.index.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class Table(Protocol):
+    """What is known of each sample in each epoch, beside its pixels."""
+
+    def rows(self, samples: Ints, epoch: int) -> Tensor:
+        """(b, D), of the data set indices `samples` (b,)."""
+
+    def close(self) -> None:
+        """Let go of its file."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +185,15 @@ class Loader:
     """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
 
     def __init__(
-        self, order: Order, source: PixelSource, augmenter: Augmenter | VariedAugmenter, pinned: bool
+        self,
+        order: Order,
+        source: PixelSource,
+        augmenter: Augmenter | VariedAugmenter,
+        pinned: bool,
+        taught: Table | None,
     ) -> None:
         self._order, self._source, self._augmenter, self._pinned = order, source, augmenter, pinned
+        self._taught = taught
         self._readers: set[Reader] = set()
         self._closed = False
 
@@ -196,7 +223,10 @@ class Loader:
         self._readers.add(reader)
         try:
             for pixels, index in consume(reader):
-                yield Batch(tuple(pixels), index.pin_memory() if self._pinned else index)
+                taught = self._taught.rows(index.numpy(), epoch) if self._taught else None
+                if self._pinned:
+                    index, taught = index.pin_memory(), None if taught is None else taught.pin_memory()
+                yield Batch(tuple(pixels), index, taught)
         finally:
             self._readers.discard(reader)
 
@@ -207,6 +237,8 @@ class Loader:
             reader.stop()
         self._source.close()
         self._augmenter.close()
+        if self._taught is not None:
+            self._taught.close()
 
     def __enter__(self) -> Self:
         return self
@@ -232,6 +264,7 @@ def build_loader(
     pinned: bool = False,
     sizes: tuple[int, ...] | None = None,
     crop_pct: float | None = None,
+    taught: Table | None = None,
 ) -> Loader:
     """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
 
@@ -239,6 +272,7 @@ def build_loader(
     each view comes in every size, from the same crop (default: the data set's `image_size`). Images that are
     stored at the one size that is asked for are shifted and copied, others cropped and resized;
     `crop_pct` (default: the data set's) is the share of the shorter side that an evaluation's crop has.
+    `taught`: what batches bring along of it; the loader closes it.
 
     shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
     shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
@@ -277,7 +311,7 @@ def build_loader(
             crop_pct=dataset.info.crop_pct if crop_pct is None else crop_pct,
         )  # fmt: skip
     source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
-    return Loader(order, source, augmenter, pinned)
+    return Loader(order, source, augmenter, pinned, taught)
 
 
 def _open(

@@ -115,12 +115,9 @@ class GraphedStep:
 
     def _read(self, batches: Sequence[Batch]) -> None:
         if not self._inputs:
-            self._inputs = [
-                Batch(tuple(torch.empty_like(view) for view in batch.views), torch.empty_like(batch.index))
-                for batch in batches
-            ]
+            self._inputs = [batch.map(torch.empty_like) for batch in batches]
         for own, batch in zip(self._inputs, batches, strict=True):
-            for into, tensor in zip((*own.views, own.index), (*batch.views, batch.index), strict=True):
+            for into, tensor in zip(own.tensors, batch.tensors, strict=True):
                 into.copy_(tensor)
 
     def close(self) -> None:

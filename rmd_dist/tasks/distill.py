@@ -108,12 +108,7 @@ class DistillTask(Task):
             spread["feature_spread"] = feature_spread(parallel.all_gather_rows(features.detach()))
         if self.teacher is None or self.K == 0:
             return StepOutput(task_loss, {"loss": task_loss.detach()} | spread)
-        resized = batch.views[self.crops :]
-        if self.teacher_preprocess != self.preprocess or resized:
-            pixels = (resized or batch.views)[0]
-            x = self.teacher_preprocess(pixels, compute.channels_last, compute.dtype)
-        with torch.no_grad():
-            taught = self.teacher(x)
+        taught = self._taught(batch, x) if batch.taught is None else batch.taught
         student: Any = self.module
         if projected:
             nodes, edges = self.nodes(projected[0], taught), self.edges(features, taught)
@@ -130,6 +125,17 @@ class DistillTask(Task):
             by_task = _at_features(task_loss, logits, student.model.get_classifier())
             values["gradient_ratio"] = self._gradient_ratio(by_graph, by_task)
         return StepOutput(loss, {name: value.detach() for name, value in values.items()})
+
+    @torch.no_grad()
+    def _taught(self, batch: Batch, x: Tensor) -> Tensor:
+        """The teacher's features (b, D) of images that the student gets as `x`."""
+        assert self.teacher is not None
+        resized = batch.views[self.crops :]
+        if self.teacher_preprocess != self.preprocess or resized:
+            pixels = (resized or batch.views)[0]
+            x = self.teacher_preprocess(pixels, self.compute.channels_last, self.compute.dtype)
+        features: Tensor = self.teacher(x)
+        return features
 
     @torch.no_grad()
     def _on_average(self, batch: Batch) -> Tensor | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from rmd_dist import parallel
 from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig, crops_of
 from rmd_dist.data.dataset import Dataset, DatasetInfo
@@ -30,6 +32,7 @@ from rmd_dist.tasks.distill import DistillTask
 from rmd_dist.tasks.pretrain import PretrainTask
 from rmd_dist.tasks.targets import RelationTargets, Search, check_labels
 from rmd_dist.tasks.teacher import FrozenEncoder, TeacherSource, named_source, open_source
+from rmd_dist.tasks.teacher_table import TeacherTable, open_table
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def build_distillation(config: DistillConfig, compute: Compute, teacher: Teacher
     # Of images of varying sizes the teacher gets the same crop at its own size.
     also = max(task.teacher_preprocess.size) if train.store and frozen is not None and config.K else None
     augment = replace(config.augment, count=crops if crops > 1 else None)
-    loader = train_loader(config, train, splits, augment, compute, also)
+    table = None
+    if frozen is not None and config.K and graph.teacher_table:
+        table = build_table(config, train, splits, frozen, taught, compute)
+    loader = train_loader(config, train, splits, augment, compute, also, table)
     return Parts(task, loader, num_classes, about)
 
 
@@ -243,6 +249,35 @@ def build_search(
     )
 
 
+def build_table(
+    config: DistillConfig,
+    train: Dataset,
+    splits: Splits,
+    teacher: Encoder,
+    taught: dict[str, Any],
+    compute: Compute,
+) -> TeacherTable:
+    """The teacher's features of all crops of the samples that are trained on."""
+    if train.store is not None or config.data.image_size not in (None, train.info.image_size):
+        raise ConfigError(
+            "graph.teacher_table: crops that are resized have no end and no table; leave it out, or train "
+            "on images of one size as they are"
+        )
+    if taught["teacher"] == "random":
+        raise ConfigError(
+            "graph.teacher_table keeps features by the weights' SHA-256, and teacher = random has no file; "
+            "leave one of the two out"
+        )
+
+    def tell(what: str) -> None:
+        if parallel.is_main():
+            print(what, flush=True)
+
+    encoder = FrozenEncoder(teacher, taught["teacher"], taught["teacher_sha256"])
+    samples, root = np.sort(splits.train), Path(config.data.root)
+    return open_table(encoder, train, samples, config.augment, config.run.seed, root, compute, tell)
+
+
 def train_loader(
     config: AnyConfig,
     train: Dataset,
@@ -250,8 +285,12 @@ def train_loader(
     augment: ViewConfig | CropFlipConfig,
     compute: Compute,
     also: int | None = None,
+    taught: TeacherTable | None = None,
 ) -> Loader:
-    """Augmented micro-batches of this rank in the global order, each view in a second size `also`, too."""
+    """Augmented micro-batches of this rank in the global order, each view in a second size `also`, too.
+
+    With what is `taught` of it.
+    """
     size = config.data.image_size or train.info.image_size
     return build_loader(
         train,
@@ -262,6 +301,7 @@ def train_loader(
         indices=splits.train,
         workers=compute.workers,
         pinned=compute.device.type == "cuda",
+        taught=taught,
     )
 
 

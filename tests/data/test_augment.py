@@ -85,7 +85,7 @@ def test_chances_are_the_configured_ones_and_independent() -> None:
 
 
 def test_crop_offsets_and_flips_are_uniform() -> None:
-    settings = augment._crop_settings(CropFlipConfig(padding=4, flip_p=0.5), 32)
+    settings = augment.crop_settings(CropFlipConfig(padding=4, flip_p=0.5), 32)
     rows = np.array([augment.draw_crop(1, 2, i, 0, settings[0]) for i in range(DRAWS)])
     for column, bins in ((0, 9), (1, 9), (2, 2)):
         assert stats.chisquare(np.bincount(rows[:, column], minlength=bins)).pvalue > ENOUGH

@@ -37,6 +37,16 @@ def test_twenty_steps_are_those_launched_kernel_by_kernel(stage, precision, more
     assert records(device, stage, "graphed") == records(device, stage, "launched")
 
 
+def test_a_table_in_the_teachers_place(device):
+    """Batches bring its rows along."""
+    device.train("pretrain", "teacher", "--max-steps", "4")
+    words = ["--teacher", str(device.folder / "teacher/pretrain/tiny"), "--teacher-table", "true"]
+    words += ["--data-root", str(device.folder), "--augment.padding", "1", "--max-steps", "12"]
+    graphed = device.train("distill", "graphed", *words)
+    launched = device.train("distill", "launched", "--cuda-graph", "false", *words)
+    assert differing(graphed, launched) == []
+
+
 def test_more_views(device):
     """FastSiam's loss; the views of an image differ, and so does what is learnt of them."""
     words = ["--views.count", "4", "--max-steps", "8"]

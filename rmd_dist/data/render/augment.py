@@ -224,7 +224,8 @@ def _scale(config: ViewConfig | CropFlipConfig) -> tuple[float, float]:
     return low, high
 
 
-def _crop_settings(config: CropFlipConfig, size: int) -> Records:
+def crop_settings(config: CropFlipConfig, size: int) -> Records:
+    """The settings `draw_crop` reads, as one record (1,). Raises ConfigError for those out of range."""
     _check("flip_p", config.flip_p, 1.0)
     _check("padding", config.padding, size)
     return np.array([(config.padding, config.flip_p)], _CROP_SETTINGS)
@@ -273,7 +274,7 @@ class Augmenter:
                 )
             self._kernel, self._settings = _views, view_settings(config)
         elif isinstance(config, CropFlipConfig):
-            self._kernel, self._settings = _crop_and_flip, _crop_settings(config, size)
+            self._kernel, self._settings = _crop_and_flip, crop_settings(config, size)
         else:
             self._kernel, self._settings = _plain_copy, np.zeros(1, _CROP_SETTINGS)
         self._workers = workers
