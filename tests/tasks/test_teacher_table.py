@@ -74,8 +74,9 @@ def test_rows_are_what_the_teacher_says(autocast, near, tmp_path, teacher):
         torch.testing.assert_close(batch.taught, expected, rtol=near, atol=near / 10)
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_table_and_ends_where_it_would_without(tmp_path, teacher, monkeypatch):
-    few = ("--precision", "fp64", "--max-steps", "6")
+    few = ("--precision", "fp64", "--data.train_samples", "96", "--max-steps", "4")
     train_tiny("distill", taught(tmp_path / "without", teacher, *few))
     assert not tables(tmp_path / "without")
     train_tiny("distill", taught(tmp_path / "with", teacher, *few, *TABLE))
