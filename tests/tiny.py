@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -71,6 +72,20 @@ def tensors_at(stage: str, runs: Path, step: int) -> dict[str, Tensor]:
     from rmd_dist.models.weights import read_tensors
 
     return read_tensors(runs / stage / "tiny" / "checkpoints" / f"step-{step:09d}.safetensors")
+
+
+def on_ranks(
+    ranks: Any, run: Callable[..., dict[str, Tensor]], folder: Path, *arguments: Any
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """(tensors of 2 and then 3 ranks, tensors of one) that `run(folder/RANKS, *arguments)` ends with.
+
+    All ranks of one run must have the same, to the bit.
+    """
+    (alone,) = ranks(1).run(run, folder / "1", *arguments)
+    for world in (2, 3):
+        first, *others = ranks(world).run(run, folder / str(world), *arguments)
+        assert all(torch.equal(first[key], other[key]) for other in others for key in first)
+        yield first, alone
 
 
 def update_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

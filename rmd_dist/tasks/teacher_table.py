@@ -24,6 +24,7 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.images.store import Watch
 from rmd_dist.data.loader import build_loader
 from rmd_dist.data.preprocess import Preprocess
+from rmd_dist.data.render.augment import Ints
 from rmd_dist.data.render.crops import Crops
 from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.predict import evaluating
@@ -37,20 +38,19 @@ FORMAT = 1
 IMAGES = 512
 """Of a forward pass: whatever the number of crops, so that a table built anew has the same bits."""
 
-_BITS = {torch.bfloat16: torch.int16}
-"""What NPY has for dtypes that it does not know: their bits."""
+BITS_OF_BF16 = torch.int16
+"""What NPY, which does not know bf16, has for it: its bits. No features are integers."""
 
-Ints = npt.NDArray[np.int64]
 Tell = Callable[[str], None]
 
 
 class TeacherTable:
     """Features of the crops that samples get in a run of `seed`; made by `open_table`."""
 
-    def __init__(self, path: Path, dtype: torch.dtype, samples: Ints, crops: Crops, seed: int) -> None:
+    def __init__(self, path: Path, samples: Ints, crops: Crops, seed: int) -> None:
         self._watch = Watch([path])
         self._table = np.load(path, mmap_mode="r")
-        self._dtype, self._crops, self._seed = dtype, crops, seed
+        self._crops, self._seed = crops, seed
         if self._table.shape[:2] != (len(samples), len(crops)):
             raise ConfigError(f"{path} has the shape {self._table.shape}: delete it, it is built anew")
         self._row = np.full(int(samples.max()) + 1, -1)
@@ -59,8 +59,9 @@ class TeacherTable:
     def rows(self, samples: Ints, epoch: int) -> Tensor:
         """Features (b, D) of the crops that `samples` (b,) get as the first view of `epoch`."""
         self._watch.check()
-        found = self._table[self._row[samples], self._crops.drawn(self._seed, epoch, samples)]
-        return torch.from_numpy(found).view(self._dtype)
+        drawn = self._crops.drawn(self._seed, epoch, samples)
+        found = torch.from_numpy(self._table[self._row[samples], drawn])
+        return found.view(torch.bfloat16) if found.dtype == BITS_OF_BF16 else found
 
     def close(self) -> None:
         """Let go of the file."""
@@ -85,7 +86,6 @@ def open_table(
     Raises ConfigError if the table cannot be written.
     """
     crops = Crops(augment, train.info.image_size)
-    one = next(_blocks(teacher, train, samples[:1], crops, compute))
     folder = root / "teacher_tables"
     path = folder / f"{_key(teacher, train, samples, crops, compute)}.npy"
     if not path.exists():
@@ -93,6 +93,7 @@ def open_table(
         with exclusive(folder / f".{path.name}.lock", lambda: tell(f"waiting for who builds {path}")):
             if not path.exists():
                 remove_debris(folder, path.name)
+                one = next(_blocks(teacher, train, samples[:1], crops, compute))
                 shape = (len(samples), *one.shape[1:])
                 tell(
                     f"teacher table: features of {shape[0]} images x {shape[1]} crops by {teacher.name}, "
@@ -101,7 +102,7 @@ def open_table(
                 began = time.perf_counter()
                 _write(path, shape, one, _blocks(teacher, train, samples, crops, compute))
                 tell(f"teacher table: built in {time.perf_counter() - began:.0f} s")
-    return TeacherTable(path, one.dtype, samples, crops, seed)
+    return TeacherTable(path, samples, crops, seed)
 
 
 def _key(teacher: FrozenEncoder, train: Dataset, samples: Ints, crops: Crops, compute: Compute) -> str:
@@ -159,5 +160,6 @@ def _blocks(
 
 def _bits(features: Tensor) -> npt.NDArray[np.generic]:
     """What is written of features on the CPU."""
-    bits: npt.NDArray[np.generic] = features.view(_BITS.get(features.dtype, features.dtype)).numpy()
+    bf16 = features.dtype == torch.bfloat16
+    bits: npt.NDArray[np.generic] = (features.view(BITS_OF_BF16) if bf16 else features).numpy()
     return bits

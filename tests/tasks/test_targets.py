@@ -22,7 +22,15 @@ from rmd_dist.models.export import load
 from rmd_dist.tasks import DistillTask
 from rmd_dist.tasks.targets import RelationTargets, Search
 from tests.tasks.test_tasks import batches, built, encoder_in
-from tests.tiny import final_tensors, greatest_difference, train_tiny, trainer_of, update_difference, words
+from tests.tiny import (
+    final_tensors,
+    greatest_difference,
+    on_ranks,
+    train_tiny,
+    trainer_of,
+    update_difference,
+    words,
+)
 
 NAME = "resnet18_cifar_w16_s2"
 RECIPE = (
@@ -172,10 +180,7 @@ def _trained(runs: Path, teacher: Path) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_has_the_same(ranks, tmp_path, encoder):
-    (alone,) = ranks(1).run(_trained, tmp_path / "1", encoder)
-    for world in (2, 3):
-        first, *others = ranks(world).run(_trained, tmp_path / str(world), encoder)
-        assert all(torch.equal(first[key], other[key]) for other in others for key in first)
+    for first, alone in on_ranks(ranks, _trained, tmp_path, encoder):
         assert torch.equal(first["task/targets/clean"], alone["task/targets/clean"])
         assert greatest_difference(first, alone) < 1e-10
         assert update_difference(first, alone) < 1e-10

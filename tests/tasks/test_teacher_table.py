@@ -19,7 +19,7 @@ from rmd_dist.errors import ConfigError
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.tasks import DistillTask
 from tests.tasks.test_tasks import batches, built, encoder_in
-from tests.tiny import final_tensors, greatest_difference, train_tiny, update_difference, words
+from tests.tiny import final_tensors, greatest_difference, on_ranks, train_tiny, update_difference, words
 
 TABLE = ("--teacher-table", "true")
 
@@ -122,12 +122,9 @@ def _trained(runs: Path, teacher: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_has_the_same(ranks, tmp_path, teacher):
-    (alone,) = ranks(1).run(_trained, tmp_path / "1", teacher)
-    for world in (2, 3):
-        first, *others = ranks(world).run(_trained, tmp_path / str(world), teacher)
-        assert all(torch.equal(first[key], other[key]) for other in others for key in first)
-        assert len(tables(tmp_path / str(world))) == 1
+    for first, alone in on_ranks(ranks, _trained, tmp_path, teacher):
         assert greatest_difference(first, alone) < 1e-10
+    assert [len(tables(tmp_path / world)) for world in "123"] == [1, 1, 1]
 
 
 def test_what_has_no_table_is_one_line(tmp_path, teacher):

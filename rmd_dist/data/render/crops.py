@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +32,21 @@ class Crops:
     def __len__(self) -> int:
         return (2 * self.config.padding + 1) ** 2 * len(self.flips)
 
+    @functools.cached_property
+    def _settings(self) -> Any:
+        return crop_settings(self.config, self.size)
+
     def drawn(self, seed: int, epoch: int, samples: Ints) -> Ints:
         """Number of the crop that each of `samples` (b,) gets as the first view of `epoch`, (b,)."""
         numbers = np.empty_like(samples)
-        _number(samples, seed, epoch, crop_settings(self.config, self.size), len(self.flips), numbers)
+        _number(samples, seed, epoch, self._settings, len(self.flips), numbers)
         return numbers
 
     def render(self, images: Tensor, number: int) -> Tensor:
         """Crop `number` of each of `images` (b, S, S, 3) uint8, of the same shape, on their device."""
         window, flip = divmod(number, len(self.flips))
         top, left = divmod(window, 2 * self.config.padding + 1)
-        padded = F.pad(images, (0, 0, *2 * [self.config.padding], *2 * [self.config.padding]))
+        padded = F.pad(images, (0, 0, *[self.config.padding] * 4))
         crop = padded[:, top : top + self.size, left : left + self.size]
         return crop.flip(2) if self.flips[flip] else crop
 
