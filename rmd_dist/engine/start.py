@@ -78,9 +78,9 @@ def _told(folder: RunFolder) -> Iterator[None]:
 
 
 def _train(config: AnyConfig, accelerator: Any, folder: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    from_main(folder.open)
     trainer = None
     try:
+        from_main(folder.open)
         trainer = _build_trainer(config, accelerator, folder, preemption)
         trainer.begin()
     except (ConfigError, Stopped):

@@ -86,8 +86,9 @@ class RunFolder:
             self._refuse_differences(saved.get("config", {}))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = (self.path / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock
         except BlockingIOError:
             raise ConfigError(
                 f"{self.path} is in use by another job; wait for it or give another --name"
@@ -111,12 +112,12 @@ class RunFolder:
             self._lock = None
 
     def discard_if_empty(self) -> None:
-        """Remove a folder that `open` made for a run that never began (rank 0)."""
-        if self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {".lock"}:
-            (self.path / ".lock").unlink(missing_ok=True)
+        """Remove a folder that `open` made, or was making, for a run that never began (rank 0)."""
+        with contextlib.suppress(OSError):  # others' runs are there, or another job's lock
+            if self._lock is not None and {file.name for file in self.path.iterdir()} == {".lock"}:
+                (self.path / ".lock").unlink()
             for folder in (self.path, self.path.parent, self.path.parent.parent):
-                with contextlib.suppress(OSError):  # others' runs are there
-                    folder.rmdir()
+                folder.rmdir()
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as a dict; empty if there is none yet. Raises ConfigError if it is damaged."""

@@ -49,7 +49,7 @@ class TeacherTable:
 
     def __init__(self, path: Path, samples: Ints, crops: Crops, seed: int) -> None:
         self._watch = Watch([path])
-        self._table = np.load(path, mmap_mode="r")
+        self._table = np.load(path, mmap_mode="r", allow_pickle=False)
         self._crops, self._seed = crops, seed
         if self._table.shape[:2] != (len(samples), len(crops)):
             raise ConfigError(f"{path} has the shape {self._table.shape}: delete it, it is built anew")

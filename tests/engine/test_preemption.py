@@ -100,6 +100,13 @@ def test_a_signal_before_training_leaves_nothing(tmp_path):
     assert not folder.exists()
 
 
+def test_a_signal_while_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmd_dist.runs.folder.remove_debris", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match="SIGTERM before training began"):
+        train_tiny("pretrain", words("pretrain", tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_stops_when_its_launcher_is_gone(tmp_path):
     """accelerate with one process passes no signal on; its run must not go on unseen."""
     argv = words("distill", tmp_path, "--epochs", "400")

@@ -123,8 +123,11 @@ def test_a_second_job_on_the_same_folder_is_refused_until_the_first_has_gone(tmp
     )
     try:
         assert first.stdout is not None and first.stdout.readline() == "open\n"
+        late = distill(tmp_path)
         with pytest.raises(ConfigError, match="in use by another job"):
-            distill(tmp_path).open()
+            late.open()
+        late.discard_if_empty()
+        assert (late.path / ".lock").exists()
         distill(tmp_path, "--name", "b").open()
     finally:
         first.kill()  # no chance to tidy up: the lock must go with the process
