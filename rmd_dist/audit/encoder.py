@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rmd_dist.config import AuditConfig
 from rmd_dist.config.checks import suitable_model
@@ -11,7 +10,7 @@ from rmd_dist.data.dataset import DatasetInfo
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.errors import ConfigError
 from rmd_dist.runs.folder import newest_finished
-from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source
+from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source, resize
 
 
 def open_encoder(config: AuditConfig, info: DatasetInfo) -> FrozenEncoder:
@@ -24,7 +23,7 @@ def open_encoder(config: AuditConfig, info: DatasetInfo) -> FrozenEncoder:
     likely, input = suitable_model(info.image_size), Preprocess.for_dataset(info).to_cfg()
     encoder = open_source(source, info, likely, input)
     if config.image_size is not None:
-        _resize(encoder, config.image_size)
+        resize(encoder, config.image_size, "image_size")
     encoder.module.eval().requires_grad_(False)
     return encoder
 
@@ -44,15 +43,3 @@ def _chosen(config: AuditConfig, info: DatasetInfo) -> str:
             f"run rmd pretrain --dataset {config.dataset} first, or give --model NAME --weights FILE (timm's)"
         )
     return str(found)
-
-
-def _resize(encoder: FrozenEncoder, size: int) -> None:
-    """Have it get images of `size` pixels. Raises ConfigError if it is built for another size."""
-    cfg: dict[str, Any] = encoder.module.pretrained_cfg
-    channels, *built_for = cfg["input_size"]
-    if cfg.get("fixed_input_size") and built_for != [size, size]:
-        raise ConfigError(
-            f"image_size = {size}: {encoder.name} is built for images of {built_for[0]} x {built_for[1]} "
-            "pixels alone; leave --image-size out, or choose another --model"
-        )
-    cfg["input_size"] = (channels, size, size)

@@ -369,6 +369,9 @@ class DistillConfig:
     teacher_weights: str | None = setting(None, short="weights", path=True, added_later=True)
     """File of a `timm:` teacher's weights, safetensors or torch.save's; unset: timm's cache or hub."""
 
+    teacher_image_size: int | None = setting(None, low=8, high=1024, added_later=True)
+    """Pixels, square, that the teacher gets images in; unset: as its weights want them."""
+
     student_init: str = setting("random", path=True)
     """Where the student's weights start: `random`, `teacher`, or the run folder or file of an encoder."""
 

@@ -70,3 +70,18 @@ def open_source(
         print(f"teacher {name}: {prefix!r} was taken off the names of its tensors", flush=True)
     module.reset_classifier(0)
     return FrozenEncoder(Encoder(module), name, digest)
+
+
+def resize(encoder: FrozenEncoder, size: int, key: str) -> None:
+    """Have an encoder get images of `size` pixels, as `key` wishes.
+
+    Raises ConfigError if it is built for another size.
+    """
+    cfg: dict[str, Any] = encoder.module.pretrained_cfg
+    channels, *built_for = cfg["input_size"]
+    if cfg.get("fixed_input_size") and built_for != [size, size]:
+        raise ConfigError(
+            f"{key} = {size}: {encoder.name} is built for images of {built_for[0]} x {built_for[1]} pixels "
+            "alone; leave it out, or choose another encoder"
+        )
+    cfg["input_size"] = (channels, size, size)

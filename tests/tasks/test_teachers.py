@@ -72,6 +72,17 @@ def test_a_run_records_its_teacher_and_continues_with_it_alone(tmp_path, capsys)
     assert final_tensors("distill", tmp_path)["model/projector.weight"].shape == (256, 128)
 
 
+def test_a_teacher_gets_images_of_the_size_that_was_asked_for(tmp_path):
+    small = taught(tmp_path, "--teacher_image_size", "64", *LINEAR)
+    assert small.teacher is not None and small.teacher_preprocess.size == (64, 64)
+    assert small.preprocess.size == (16, 16)
+    small.try_out(16)
+    with pytest.raises(
+        ConfigError, match=r"teacher_image_size = 64: timm:vit_.* is built for images of 224 x 224"
+    ):
+        taught(tmp_path, "--teacher_image_size", "64", *LINEAR, name="vit_tiny_patch16_224")
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
