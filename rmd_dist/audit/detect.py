@@ -111,8 +111,9 @@ def features(
         raise ConfigError("the features of all images are equal: nothing can be told by them; give others")
     samples = Samples(x, y, fold, len(counts), folds)
     relations = (estimate_quickly if quick else estimate)(samples)
-    judged = _judged(samples)
-    posterior, clean, p_given = _posteriors(relations, samples, judged)
+    known = _known(samples)
+    judged = known[samples.labels, samples.fold]
+    posterior, clean, p_given = _posteriors(relations, samples, known)
     calibration = relations.calibration
     chosen = {
         "l2": relations.l2,
@@ -235,34 +236,34 @@ def _class_counts(y: Tensor, num_classes: int | None) -> Ints:
     return counts
 
 
-def _judged(samples: Samples) -> Tensor:
-    """(n,): whether enough rows of the label's class lie outside the row's own fold. Collective.
+def _known(samples: Samples) -> Tensor:
+    """(C, K): whether enough rows of a class lie outside a fold, to know it by in the fold. Collective.
 
     The copies of an image are all in one fold: a class of them has been seen by no regression that judges it.
     """
     folds, classes = samples.folds, samples.num_classes
     cells = torch.bincount(samples.labels * folds + samples.fold, minlength=classes * folds)
     cells = parallel.all_reduce_sum(cells).view(classes, folds)
-    outside = cells.sum(1, keepdim=True) - cells
-    return outside[samples.labels, samples.fold] >= folds - 1
+    return cells.sum(1, keepdim=True) - cells >= folds - 1
 
 
-def _posteriors(relations: Relations, samples: Samples, judged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _posteriors(relations: Relations, samples: Samples, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(posterior (n, C), clean (n, C), both in fp32, probability of the given label (n,)), in blocks.
 
-    What is not judged is taken for certain.
+    A class that is not `known` is nobody else's true class; the labels that name it are taken for certain.
     """
-    z, y, calibration = relations.logits, samples.labels, relations.calibration
+    z, calibration = relations.logits, relations.calibration
     posterior, clean = torch.empty_like(z), torch.empty_like(z)
     p_given = torch.empty(len(z), dtype=torch.float64, device=z.device)
     for start in range(0, len(z), 16384):
         block = slice(start, start + 16384)
+        y, likely = samples.labels[block, None], known[:, samples.fold[block]].T
         clean[block] = calibration.clean(z[block])
-        found = calibration.posterior(z[block], y[block])
-        sure = torch.nn.functional.one_hot(y[block], z.shape[1]).to(found)
-        found = torch.where(judged[block, None], found, sure)
+        found = calibration.posterior(z[block], y[:, 0]) * likely
+        sure = torch.zeros_like(found).scatter_(1, y, 1.0)
+        found = torch.where(likely.gather(1, y), found / found.sum(1, keepdim=True).clamp_min(1e-300), sure)
         posterior[block] = found
-        p_given[block] = found.gather(1, y[block, None])[:, 0]
+        p_given[block] = found.gather(1, y)[:, 0]
     return posterior, clean, p_given
 
 

@@ -85,6 +85,16 @@ def test_classes_that_are_too_small_are_left_alone() -> None:
     assert not found.flagged[:3].any() and (found.suggested[:3] == 4).all()
 
 
+def test_nothing_is_suggested_to_be_of_a_class_of_a_few() -> None:
+    x, given = blobs(309)
+    x[:9] += 8  # nine that are like none of the others, of which three are named a class of their own
+    given[:3], given[3:9] = 4, 0
+    found = audit.features(x, given, folds=5)
+    assert found.clean[3:9, 4].mean() > 0.3  # the regression would call them so
+    assert found.unjudged.tolist() == [4] and not (found.suggested[3:] == 4).any()
+    assert (found.posterior[3:, 4] == 0).all() and np.allclose(found.posterior.sum(1), 1, atol=1e-5)
+
+
 def test_a_class_of_copies_is_judged_by_nobody() -> None:
     """All copies of an image are in one fold: no regression that judges them has seen the class."""
     x, clean = blobs(300)
