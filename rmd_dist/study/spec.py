@@ -31,7 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {"": {"K": 0}, "+RMDNet": {"K": 1}}
 
 @dataclass
 class Tuning:
-    """The search for K: log-spaced coarsely between two bounds, then finely around the best."""
+    """The search for K, log-spaced coarsely between two bounds, then finely around the best; or for a row."""
+
+    among: Literal["K", "methods"] = "K"
+    """What is chosen: a value of K on a grid of its own, or one of the table's `methods`."""
 
     low: float = 1e-4
     """Smallest K above 0."""
@@ -125,7 +128,7 @@ class StudySpec:
     """Draw t-SNE of each method's features, and of the teacher's."""
 
     tune: Tuning | None = None
-    """Search for K instead of running `methods`; the first loss, noise and rate count, each by itself."""
+    """Search for K instead of running `methods`, or for the best of them: one data set, loss and noise."""
 
 
 def load_spec(path: Path) -> StudySpec:

@@ -1,4 +1,4 @@
-"""The choice of K: coarsely over its whole range, then finely around the best (the paper's own advice).
+"""The choice of K, coarsely over its range, then finely around the best (the paper's advice), or of a method.
 
 Selection reads held-out noisy labels unless the spec says otherwise; the test set is read for the verdict
 alone, which says what the choice cost against an oracle.
@@ -22,16 +22,19 @@ from rmd_dist.study.spec import StudySpec, Tuning
 
 
 def prepared(spec: StudySpec) -> StudySpec:
-    """A spec whose methods are the coarse grid, if it searches for K. Raises ConfigError if it cannot."""
+    """A spec whose methods are what is tried, if it searches. Raises ConfigError if it cannot."""
     tune = spec.tune
     if tune is None:
         return spec
-    grid = [0.0, *np.geomspace(tune.low, tune.high, tune.coarse).tolist()]
-    spec = replace(spec, methods=_methods(grid), layout="K", clean=False)
+    spec = replace(spec, clean=False)
+    if tune.among == "K":
+        grid = [0.0, *np.geomspace(tune.low, tune.high, tune.coarse).tolist()]
+        spec = replace(spec, methods=_methods(grid), layout="K")
     cells, (table,) = plan([spec])
     if len({(e.dataset, e.loss, e.noise, e.rate) for e in table.entries}) > 1:
+        what = "K is" if tune.among == "K" else "the best method is"
         raise ConfigError(
-            f"{spec.name}: K is searched for one data set, loss and noise at a time; give one each"
+            f"{spec.name}: {what} searched for one data set, loss and noise at a time; give one each"
         )
     held_out = min(c.config.validation for c in cells if isinstance(c.config, DistillConfig))
     if tune.select == SELECTION and not held_out:
@@ -43,26 +46,31 @@ def _methods(grid: Sequence[float]) -> dict[str, dict[str, float]]:
     return {"" if K == 0 else f"+RMDNet (K={K:.3g})": {"K": float(f"{K:.3g}")} for K in sorted(grid)}
 
 
-def scores(study: Study, table: Table) -> dict[float, float]:
-    """K -> selection accuracy in [0, 1], mean over seeds, of the values whose runs all went to the end."""
+def _tried(table: Table) -> dict[str, list[Entry]]:
+    """What is chosen among -> its runs, one of each seed: values of K from the smallest on, or methods."""
+    by_K = _tuning(table).among == "K"
+    found: dict[str, list[Entry]] = {}
+    for entry in sorted(table.entries, key=lambda entry: entry.K) if by_K else table.entries:
+        found.setdefault(f"{entry.K:g}" if by_K else entry.label, []).append(entry)
+    return found
+
+
+def scores(study: Study, table: Table) -> dict[str, float]:
+    """Of what is `_tried`: selection accuracy in [0, 1], mean over seeds, where all runs went to the end."""
     tune = _tuning(table)
-    by_K = {K: [_score(study, tune, entry) for entry in entries] for K, entries in _by_K(table).items()}
+    tried = {
+        name: [_score(study, tune, entry) for entry in entries] for name, entries in _tried(table).items()
+    }
     return {
-        K: float(np.mean([v for v in values if v is not None]))
-        for K, values in by_K.items()
+        name: float(np.mean([v for v in values if v is not None]))
+        for name, values in tried.items()
         if None not in values
     }
 
 
-def _by_K(table: Table) -> dict[float, list[Entry]]:
-    """K, from the smallest on -> its runs, one of each seed."""
-    tried = sorted({entry.K for entry in table.entries})
-    return {K: [entry for entry in table.entries if entry.K == K] for K in tried}
-
-
-def _best(found: dict[float, float]) -> float:
-    """The K of the highest score; of equal ones the smallest."""
-    return max(found, key=lambda K: (found[K], -K))
+def _best(found: dict[str, float]) -> str:
+    """What has the highest score; of equals the first."""
+    return max(found, key=lambda name: found[name])
 
 
 def _score(study: Study, tune: Tuning, entry: Entry) -> float | None:
@@ -72,28 +80,28 @@ def _score(study: Study, tune: Tuning, entry: Entry) -> float | None:
 
 
 def refined(study: Study, table: Table) -> StudySpec | None:
-    """The spec with the fine grid added; None if it has it, or the coarse grid is not through."""
+    """The spec with the fine grid of K added; None if it has it, or the coarse grid is not through."""
     tune = _tuning(table)
-    tried = list(_by_K(table))
-    if not _through(study, table):
+    if tune.among != "K" or not _through(study, table):
         return None
     found = scores(study, table)
+    tried = {name: entries[0].K for name, entries in _tried(table).items()}
     if not found or len(tried) > tune.coarse + 1 or not tune.fine:
         return None
-    best = _best(found)
-    position = tried.index(best)
+    values = list(tried.values())
+    position = list(tried).index(_best(found))
     finer: list[float] = []
     for a, b in ((position - 1, position), (position, position + 1)):
-        if a >= 0 and b < len(tried):
+        if a >= 0 and b < len(values):
             # Below the smallest K there is no logarithm of 0 to go to: two decades stand for it.
-            low = tried[a] or tried[b] / 100
-            between = np.geomspace(low, tried[b], tune.fine + 2)
+            low = values[a] or values[b] / 100
+            between = np.geomspace(low, values[b], tune.fine + 2)
             finer += between[1:-1].tolist()
-    return replace(table.spec, methods=_methods([*tried, *finer]))
+    return replace(table.spec, methods=_methods([*values, *finer]))
 
 
 def _tuning(table: Table) -> Tuning:
-    assert table.spec.tune, f"{table.spec.name} does not search for K"
+    assert table.spec.tune, f"{table.spec.name} does not search for the best"
     return table.spec.tune
 
 
@@ -103,22 +111,23 @@ def _through(study: Study, table: Table) -> bool:
 
 
 def verdict(study: Study, table: Table) -> list[str]:
-    """The curve, the chosen K, and what the choice cost against the oracle, as lines."""
-    tune, found = _tuning(table), scores(study, table)
+    """What was tried, what is chosen, and what the choice cost against the oracle, as lines."""
+    tune, found, tried = _tuning(table), scores(study, table), _tried(table)
     if not found:
-        return ["no K has been run to the end yet; the same command continues"]
-    by_K = _by_K(table)
-    tests = {K: float(np.mean([_tested(study, entry) for entry in by_K[K]])) for K in found}
-    lines = [f"K, {tune.select}, test accuracy (for the record, not for the choice):"]
-    for K, entries in by_K.items():
+        return [f"no {tune.among.removesuffix('s')} has been run to the end yet; the same command continues"]
+    tests = {name: float(np.mean([_tested(study, entry) for entry in tried[name]])) for name in found}
+    width = max(10, *map(len, tried))
+    what = "K" if tune.among == "K" else "method"
+    lines = [f"{what}, {tune.select}, test accuracy (for the record, not for the choice):"]
+    for name, entries in tried.items():
         states = ", ".join(sorted({study.status[entry.key].state for entry in entries}))
-        shown = f"{100 * found[K]:6.2f} %  {100 * tests[K]:6.2f} %" if K in found else states
-        lines.append(f"  {K:<10g} {shown}")
-    chosen = _best(found)
-    oracle = max(found, key=lambda K: tests[K])
-    lines.append(f"chosen: K = {chosen:g} by {tune.select}, test accuracy {100 * tests[chosen]:.2f} %")
+        shown = f"{100 * found[name]:6.2f} %  {100 * tests[name]:6.2f} %" if name in found else states
+        lines.append(f"  {name:<{width}} {shown}")
+    chosen, oracle = _best(found), max(found, key=lambda name: tests[name])
+    called = "K = " if tune.among == "K" else ""
+    lines.append(f"chosen: {called}{chosen} by {tune.select}, test accuracy {100 * tests[chosen]:.2f} %")
     lines.append(
-        f"oracle: K = {oracle:g}, test accuracy {100 * tests[oracle]:.2f} %; the choice cost "
+        f"oracle: {called}{oracle}, test accuracy {100 * tests[oracle]:.2f} %; the choice cost "
         f"{100 * (tests[oracle] - tests[chosen]):.2f} points"
     )
     if not _through(study, table):
@@ -131,9 +140,9 @@ def verdict(study: Study, table: Table) -> list[str]:
             f"{pruned} of {len(table.entries)} runs were stopped early: not in the curve, "
             "unknown to the oracle"
         )
-    edge = {tune.high: "largest; raise tune.high", tune.low: "smallest above 0; lower tune.low"}
-    if chosen in edge:
-        lines.append(f"the best may lie outside: K = {chosen:g} is the {edge[chosen]}")
+    edge = {f"{tune.high:g}": "largest; raise tune.high", f"{tune.low:g}": "smallest above 0; lower tune.low"}
+    if tune.among == "K" and chosen in edge:
+        lines.append(f"the best may lie outside: K = {chosen} is the {edge[chosen]}")
     return lines
 
 

@@ -16,7 +16,13 @@ from rmd_dist.study.spec import load_spec
 from tests.study.small import SPEC, named, spec
 
 ROOT = Path(__file__).parents[2]
-PRESETS = sorted([*ROOT.glob("configs/paper/**/*.yaml"), *ROOT.glob("configs/tune/*.yaml")])
+PRESETS = sorted(
+    [
+        *ROOT.glob("configs/paper/**/*.yaml"),
+        *ROOT.glob("configs/tune/*.yaml"),
+        *ROOT.glob("configs/robust/reduced/*.yaml"),
+    ]
+)
 
 
 def test_a_file_holds_only_what_differs_from_those_it_extends(tmp_path):

@@ -114,6 +114,36 @@ def test_a_run_below_the_median_of_the_others_is_hopeless_after_a_while(tmp_path
     assert pruner(late) is None  # within the margin of the median, 0.55
 
 
+METHODS = """
+# A search for a learning rate.
+datasets: [digits]
+losses: [ce]
+methods: {"": {K: 0}, ", lr 0.1": {K: 0, optim: {lr: 0.1}}, ", 2 epochs": {K: 0, optim: {epochs: 2}}}
+noise: {symmetric: [0.4]}
+seeds: [0]
+distill: {validation: 0.1, optim: {epochs: 3}}
+tune: {among: methods, prune: false}
+"""
+
+
+def test_the_best_method_is_chosen_as_the_best_K_is(tmp_path):
+    prepared = tune.prepared(spec(tmp_path, METHODS))
+    assert list(prepared.methods) == ["", ", lr 0.1", ", 2 epochs"] and not prepared.clean
+    cells, (table,) = plan([prepared])
+    study = Study(tmp_path, {cell.key: cell for cell in cells}, (table,), {})
+    for entry, (selection, test) in zip(table.entries, [(0.5, 0.9), (0.7, 0.8), (0.7, 0.6)], strict=True):
+        _measured(study.cells[entry.key], tmp_path, {22: 0.99, 44: selection})
+        study.status[entry.key] = Status("finished", results={"last": test})
+    assert tune.refined(study, table) is None
+    head, *rows, chosen, oracle = tune.verdict(study, table)
+    assert head.startswith("method, validation/accuracy_noisy, test accuracy")
+    assert rows[1] == "  CE, lr 0.1    70.00 %   80.00 %"
+    assert (
+        chosen == "chosen: CE, lr 0.1 by validation/accuracy_noisy, test accuracy 80.00 %"
+    )  # of equals the first
+    assert oracle == "oracle: CE, test accuracy 90.00 %; the choice cost 10.00 points"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
