@@ -12,7 +12,7 @@ from tests.launched import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1260)  # 35 launches: four and a half minutes on two idle cores
+@pytest.mark.timeout(1260)  # 25 launches: three minutes on two idle cores
 def test_no_example_is_off():
     done = subprocess.run(
         [str(ROOT / "tests/launch/reports.sh")], env=os.environ | {"PYTHON": sys.executable},
