@@ -12,14 +12,18 @@ from rmd_dist.runs.console import grouped
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.folder import Study, curve_so_far
 
-Kind = tuple[str, str, str, bool, int]
-"""Stage, data set, model, whether there is a graph, crops of an image: what the time of a step depends on."""
+Kind = tuple[str, str, str, str, int]
+"""Stage, data set, model, the graph's teacher, crops of an image: what the time of a step depends on."""
 
 
 def kind_of(cell: Cell) -> Kind:
     """The kind of a cell."""
     config = cell.config
-    taught, crops = (config.K > 0, crops_of(config)) if isinstance(config, DistillConfig) else (False, 0)
+    taught, crops = "", 0
+    if isinstance(config, DistillConfig):
+        crops = crops_of(config)
+        if config.K > 0:
+            taught = " with teacher's table" if config.graph.teacher_table else " with teacher"
     return cell.stage, config.data.dataset, config.model.name, taught, crops
 
 
@@ -84,7 +88,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
         hours = steps * seconds / 3600 if seconds is not None else None
         total_steps, total_hours = total_steps + steps, total_hours + (hours or 0.0)
         unknown = unknown or (hours is None and bool(left))
-        what = stage + (" with teacher" if taught else "") + (f", {crops} crops" if crops > 1 else "")
+        what = stage + taught + (f", {crops} crops" if crops > 1 else "")
         shown = [
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",
