@@ -23,7 +23,7 @@ from rmd_dist.report.teacher_alone import Measure
 from rmd_dist.runs.folder import read_manifest
 from rmd_dist.study.folder import Study
 from rmd_dist.study.runner import Data
-from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source
+from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source, resize
 
 FILE = "references.json"
 
@@ -47,7 +47,7 @@ def find_references(study: Study, data: Data, tell: Tell) -> References:
                 continue
             teacher = _teacher(results, dataset, configs[0], data)
             for place, key in _places(results, dataset):
-                decides = key and teacher and _decides(study, key, teacher)
+                decides = key and teacher and _decides(study, key, teacher, configs[0].teacher_image_size)
                 if not (key and teacher and decides):
                     found[place] = {}
                     continue
@@ -77,7 +77,10 @@ def _teacher(results: Results, dataset: str, taught: DistillConfig, data: Data) 
         return None
     info = dataset_info(dataset, data.root or taught.data.root)
     wanted = Preprocess.for_dataset(info, taught.data.image_size)
-    return open_source(source, info, taught.model.name, wanted.to_cfg())
+    teacher = open_source(source, info, taught.model.name, wanted.to_cfg())
+    if taught.teacher_image_size is not None:
+        resize(teacher, taught.teacher_image_size, "teacher_image_size")
+    return teacher
 
 
 def _places(results: Results, dataset: str) -> Iterator[tuple[Place, str | None]]:
@@ -103,9 +106,11 @@ class _Decides:
     validation_samples: int
     test_samples: int | None
     """None: all."""
+    teacher_image_size: int | None = None
+    """None: as the teacher's weights want."""
 
 
-def _decides(study: Study, key: str, teacher: FrozenEncoder) -> _Decides | None:
+def _decides(study: Study, key: str, teacher: FrozenEncoder, size: int | None) -> _Decides | None:
     """By a finished run's manifest; None of an old one that does not say."""
     manifest = read_manifest(study.run(key))
     names = ("data_sha256", "labels_sha256", "train_samples", "validation_samples")
@@ -113,7 +118,7 @@ def _decides(study: Study, key: str, teacher: FrozenEncoder) -> _Decides | None:
         return None
     tested = study.cells[key].config.data.test_samples
     facts = {name: manifest[name] for name in names}
-    return _Decides(teacher_sha256=teacher.sha256, test_samples=tested, **facts)
+    return _Decides(teacher.sha256, test_samples=tested, teacher_image_size=size, **facts)
 
 
 class _Kept:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmd_dist.config import DistillConfig
 from rmd_dist.data.dataset import Dataset
+from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import Splits
 from rmd_dist.errors import ConfigError
 from rmd_dist.evaluation.measures import knn_accuracy
@@ -56,7 +57,7 @@ class Measure:
         return scene.accuracies(labels.given, self._compute.device)
 
     def _scene(self, config: DistillConfig, teacher: FrozenEncoder) -> _Scene:
-        by = (config.data, config.validation, teacher.sha256)
+        by = (config.data, config.validation, teacher.sha256, Preprocess.of(teacher.module))
         if self._held is None or self._held[0] != by:
             self._held = None  # never two at a time
             try:

@@ -29,7 +29,7 @@ from rmd_dist.study.cells import Entry
 from rmd_dist.study.folder import Study, read_study
 from rmd_dist.study.runner import Data
 from rmd_dist.tasks.parts import build_labels
-from rmd_dist.tasks.teacher import open_source
+from rmd_dist.tasks.teacher import FrozenEncoder, open_source
 from tests.study.synthetic import make_study, small_spec
 
 COLUMN = Column("symmetric", 0.4)
@@ -221,6 +221,25 @@ def test_what_is_missing_is_one_line(folder: Path, tmp_path: Path) -> None:
     ) as caught:
         main([str(cifar), "--references"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_is_measured_by_images_of_the_size_that_students_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = small(tmp_path / "data")
+    changes["distill"]["teacher_image_size"] = 24
+    folder = make_study(tmp_path / "s", [small_spec(**changes)], accuracy, models=True)
+    say_what_runs_had(read_study(folder))
+    sizes = []
+
+    def measured(_: Measure, run: Path, teacher: FrozenEncoder) -> dict[str, float]:
+        sizes.append(Preprocess.of(teacher.module).size)
+        return dict.fromkeys(REFERENCES, 0.5)
+
+    monkeypatch.setattr(Measure, "__call__", measured)
+    find_references(read_study(folder), Data(), print)
+    assert sizes == [(24, 24)]
+    assert read_json(folder / FILE)["references"][0]["by"]["teacher_image_size"] == 24
 
 
 def test_a_table_without_teachers_has_none(tmp_path: Path) -> None:
