@@ -19,7 +19,7 @@ SOURCES = sorted([*(ROOT / "rmd_dist").rglob("*.py"), *(ROOT / "launch").rglob("
 # Rooms (the modules and packages directly under rmd_dist) from the ground up: each imports from those before
 # it alone. A new room is put in its place here.
 ROOMS = (
-    *("errors", "files", "config", "parallel"),
+    *("errors", "files", "templates", "config", "parallel"),
     *("losses", "models", "data"),
     *("evaluation", "relations", "tasks"),
     *("runs", "engine"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
 from rmd_dist.errors import writing
-from rmd_dist.files import atomic_path, to_json
+from rmd_dist.files import atomic_path
+from rmd_dist.templates import environment
 
 SIDE = 96
 """Pixels of the longer side of a picture in the page, at most."""
@@ -84,7 +83,7 @@ def write_page(path: Path, page: Page) -> None:
     Raises Fault if it cannot be written.
     """
     html = (
-        _environment()
+        environment(__package__)
         .get_template("page.html")
         .render(page=page, data=_data(page), confusions=_confusions(page), table=_table(page))
     )
@@ -182,18 +181,3 @@ def _table(page: Page) -> list[tuple[str, list[dict[str, Any]]]]:
         )
         for true, (name, row) in enumerate(zip(page.classes, shares, strict=True))
     ]
-
-
-@functools.cache
-def _environment() -> Environment:
-    """Of templates/: what goes into HTML is escaped, and JSON has no character that HTML would read."""
-    environment = Environment(
-        loader=PackageLoader("rmd_dist.audit"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_function"] = to_json
-    environment.policies["json.dumps_kwargs"] = {}
-    return environment

@@ -149,7 +149,7 @@ class Trainer:
         """
         if self.step:
             return
-        self.task.begin(self.monitor.info)
+        self.task.begin(self.monitor.info, self.monitor.warning)
         if self.state.ema is not None:
             self.state.ema.set(self.state.model)  # type: ignore[no-untyped-call]
 

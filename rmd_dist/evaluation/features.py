@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,15 +108,21 @@ def image_ids(dataset: Dataset) -> Ids:
     return np.frombuffer(b"".join(digest[:16] for digest in digests), "V16")
 
 
+def identity(model: Any, weights_sha256: str) -> dict[str, Any]:
+    """What an encoder makes of pixels is decided by it."""
+    return {
+        "weights": weights_sha256,
+        "architecture": model.pretrained_cfg.get("architecture"),
+        "preprocess": asdict(Preprocess.of(model)),
+    }
+
+
 def _key(model: nn.Module, weights_sha256: str, datasets: Sequence[Dataset], compute: Compute) -> str:
     """16 hex digits of what decides features, beside the image. Not the runtime, which the tolerance of
     `quick_encoder` keeps below half precision.
     """
     decisive = {
-        "format": FORMAT,
-        "weights": weights_sha256,
-        "architecture": model.pretrained_cfg.get("architecture"),  # type: ignore[union-attr, operator]
-        "preprocess": asdict(Preprocess.of(model)),
+        **{"format": FORMAT} | identity(model, weights_sha256),
         "precision": [str(compute.dtype), str(compute.autocast)],
         "stored": sorted({to_json(dict(sorted(dataset.info.stored.items()))) for dataset in datasets}),
     }

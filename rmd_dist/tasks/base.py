@@ -17,6 +17,9 @@ from rmd_dist.data.loader import Batch
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.evaluation.predict import BetweenBatches
 
+Tell = Callable[[str], None]
+"""Hears a line for people."""
+
 
 @dataclass
 class StepOutput:
@@ -72,10 +75,11 @@ class Task(ABC):
             loss: Tensor = sum((t.float().mean() for t in flat), torch.zeros(()))
             torch.autograd.backward(loss)
 
-    def begin(self, tell: Callable[[str], None]) -> None:  # noqa: B027 - for those who do
+    def begin(self, tell: Tell, warn: Tell) -> None:  # noqa: B027 - for those who do
         """Do what is done once, before the first step of a run that is not continued. Collective.
 
-        `tell` is to hear what people should know. What it finds is in `module` or in `fixed_tensors`.
+        `tell` hears what people should know, `warn` what they should act on. What is found is in `module` or
+        in `fixed_tensors`.
         """
 
     def begin_step(self, progress: float) -> None:  # noqa: B027

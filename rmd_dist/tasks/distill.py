@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from rmd_dist.losses import ClassificationLoss, RelationLoss, feature_spread
 from rmd_dist.losses.relation import RelationTerms, relation_matrices
 from rmd_dist.models.student import Encoder, Student
 from rmd_dist.parallel.compute import Compute
-from rmd_dist.tasks.base import Evaluation, StepOutput, Task
+from rmd_dist.tasks.base import Evaluation, StepOutput, Task, Tell
 from rmd_dist.tasks.margins import Margins
 from rmd_dist.tasks.targets import RelationTargets, Search
 
@@ -76,12 +75,12 @@ class DistillTask(Task):
         self.preprocess = Preprocess.of(student)
         self.teacher_preprocess = self.preprocess if teacher is None else Preprocess.of(teacher)
 
-    def begin(self, tell: Callable[[str], None]) -> None:
+    def begin(self, tell: Tell, warn: Tell) -> None:
         if self.search is None:
             return
         if self.targets is not None and self.K:
-            tell(f"K = {self.K:g}: beside relation targets the graph was of no use to us; consider --K 0")
-        found, self.search = self.search(tell), None
+            warn(f"K = {self.K:g}: beside relation targets the graph was of no use to us; consider --K 0")
+        found, self.search = self.search(tell, warn), None
         if self.targets is not None:
             assert found.clean is not None and found.noise_matrix is not None
             self.targets.take(found.clean, found.noise_matrix)

@@ -195,7 +195,8 @@ def _start_student(
         start = FrozenEncoder(teacher, "teacher", sha256 or "")
     else:
         source = named_source(config.student_init, None, "student_init")
-        start = open_source(source, info, config.model.name, _wanted(config, info).to_cfg())
+        input = _wanted(config, info).to_cfg()
+        start = open_source(source, info, config.model.name, input, "student_init")
     _start_as(student, start.module)
     return start
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from rmd_dist.evaluation.features import cached_features, image_ids
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.parallel.processes import from_main
 from rmd_dist.relations import Relations, Samples, classifier, estimate, estimate_plainly, fold_of
+from rmd_dist.tasks.base import Tell
 from rmd_dist.tasks.teacher import FrozenEncoder
 
 FOLDS = 5
@@ -29,8 +29,6 @@ FOLDS = 5
 LEAST_SHARE = 0.2
 """Of the information that labels have of classes (in nats, by T), what features must know. An encoder
 after an hour of SimSiam on a CPU knows 48 to 71 % of CIFAR-10's under any noise; of random labels: 0."""
-
-Tell = Callable[[str], None]
 
 
 class RelationTargets:
@@ -142,15 +140,15 @@ class Search:
     head: Literal["random", "given", "relations"]
     """What that classifier is a regression of: the given labels, or through T the true classes."""
 
-    def __call__(self, tell: Tell) -> Found:
-        """Seek, and `tell` what people should know. Collective.
+    def __call__(self, tell: Tell, warn: Tell) -> Found:
+        """Seek, and `tell` what people should know, `warn` of what they should act on. Collective.
 
         All ranks encode, one relates: with little to go by, a rounding may decide between two explanations of
         the labels, and it should not depend on the number of ranks.
         """
         taught = self._features(self.teacher, tell) if self.teacher else None
         begun = taught if self._alike else self._features(self.start, tell) if self.start else None
-        return from_main(lambda: self._relate(taught, begun, tell), patient=True)  # type: ignore[no-any-return]
+        return from_main(lambda: self._relate(taught, begun, tell, warn), patient=True)  # type: ignore[no-any-return]
 
     def _features(self, encoder: FrozenEncoder, tell: Tell) -> Tensor:
         tell(f"features of {len(self.train)} images by {encoder.name}, kept below {self.root}/features")
@@ -159,13 +157,13 @@ class Search:
     def _samples(self, features: Tensor) -> Samples:
         return samples_of(features, self.train, self.given, self.labelled, self.compute.device)
 
-    def _relate(self, taught: Tensor | None, begun: Tensor | None, tell: Tell) -> Found:
+    def _relate(self, taught: Tensor | None, begun: Tensor | None, tell: Tell, warn: Tell) -> Found:
         with parallel.alone():
             found, samples, relations = Found(), None, None
             if taught is not None and self.teacher is not None:
                 samples = self._samples(taught)
                 relations = estimate(samples)
-                _tell(relations, self.given[self.labelled], self.teacher.name, tell)
+                _tell(relations, self.given[self.labelled], self.teacher.name, tell, warn)
                 clean = self._clean(taught, samples, relations)
                 found = Found(clean.cpu(), relations.calibration.noise_matrix.float().cpu())
             if begun is None:
@@ -228,7 +226,7 @@ def samples_of(
     )
 
 
-def _tell(relations: Relations, given: npt.NDArray[np.int64], name: str, tell: Tell) -> None:
+def _tell(relations: Relations, given: npt.NDArray[np.int64], name: str, tell: Tell, warn: Tell) -> None:
     """Say what was found, and whether it is worth anything: how much features know of what labels say."""
     sizes, T = np.bincount(given) / len(given), relations.calibration.noise_matrix.cpu().numpy()
     entropy = _entropy(sizes)
@@ -240,8 +238,8 @@ def _tell(relations: Relations, given: npt.NDArray[np.int64], name: str, tell: T
         f"average; of what they say of classes, features know {max(share, 0.0):.0%}"
     )
     if share < LEAST_SHARE:
-        tell(
-            f"WARNING: the features of {name} say next to nothing of these labels, and relation targets will "
+        warn(
+            f"the features of {name} say next to nothing of these labels, and relation targets will "
             "mislead; give another --teacher, or --targets given"
         )
 

@@ -42,12 +42,17 @@ def named_source(teacher: str, weights: str | None, key: str = "teacher") -> Tim
 
 
 def open_source(
-    source: TimmEncoder | Path, info: DatasetInfo, architecture: str, input: dict[str, Any]
+    source: TimmEncoder | Path,
+    info: DatasetInfo,
+    architecture: str,
+    input: dict[str, Any],
+    key: str = "teacher",
 ) -> FrozenEncoder:
     """The encoder that `source` names, for the images of a data set.
 
-    `architecture` and `input` (a `pretrained_cfg`'s) are taken for what a file does not say of itself.
-    Raises ConfigError if it cannot be read, is of another data set, or was trained on labels.
+    `architecture` and `input` (a `pretrained_cfg`'s) are taken for what a file does not say of itself; `key`
+    is the setting that names it. Raises ConfigError if it cannot be read, is of another data set, or was
+    trained on labels.
     """
     if isinstance(source, TimmEncoder):  # it never saw a label of this data set
         module, digest, prefix = load_pretrained(source)
@@ -56,18 +61,18 @@ def open_source(
         loaded = load(source, architecture)
         if loaded.dataset not in (None, info.name):
             raise ConfigError(
-                f"teacher {source} was trained on {loaded.dataset}, this run uses {info.name}; "
-                "give a --teacher of the same data set"
+                f"{key} = {source} was trained on {loaded.dataset}, this run uses {info.name}; "
+                "give one of the same data set"
             )
         if loaded.stage == "distill":
             raise ConfigError(
-                f"teacher {source} is a student, trained on labels; give a pretraining run, "
+                f"{key} = {source} is a student, trained on labels; give a pretraining run, "
                 "whose encoder never saw one"
             )
         loaded.assume_input(input)
         module, name, digest, prefix = loaded.module, str(loaded.path), loaded.sha256, loaded.prefix
     if prefix and parallel.is_main():
-        print(f"teacher {name}: {prefix!r} was taken off the names of its tensors", flush=True)
+        print(f"{key} {name}: {prefix!r} was taken off the names of its tensors", flush=True)
     module.reset_classifier(0)
     return FrozenEncoder(Encoder(module), name, digest)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,11 @@ from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.render.augment import Ints
 from rmd_dist.data.render.crops import Crops
 from rmd_dist.errors import ConfigError
+from rmd_dist.evaluation.features import identity
 from rmd_dist.evaluation.predict import evaluating
 from rmd_dist.files import atomic_path, check_output_folder, exclusive, remove_debris, to_json
 from rmd_dist.parallel.compute import Compute
+from rmd_dist.tasks.base import Tell
 from rmd_dist.tasks.teacher import FrozenEncoder
 
 FORMAT = 1
@@ -40,8 +41,6 @@ IMAGES = 512
 
 BITS_OF_BF16 = torch.int16
 """What NPY, which does not know bf16, has for it: its bits. No features are integers."""
-
-Tell = Callable[[str], None]
 
 
 class TeacherTable:
@@ -107,12 +106,8 @@ def open_table(
 
 def _key(teacher: FrozenEncoder, train: Dataset, samples: Ints, crops: Crops, compute: Compute) -> str:
     """16 hex digits of what decides a table."""
-    module = teacher.module
     decisive = {
-        "format": FORMAT,
-        "weights": teacher.sha256,
-        "architecture": module.pretrained_cfg.get("architecture"),
-        "preprocess": asdict(Preprocess.of(module)),
+        **{"format": FORMAT} | identity(teacher.module, teacher.sha256),
         "precision": [str(compute.dtype), str(compute.autocast), torch.backends.cudnn.allow_tf32],
         "data": f"{train.sha256} {train.split}",
         "samples": hashlib.sha256(samples.tobytes()).hexdigest(),
