@@ -47,6 +47,11 @@ def symmetric(kept: float, like: Tensor) -> Tensor:
     return off + (kept - off) * eye
 
 
+def pseudo_counts(rows: float) -> float:
+    """Of the prior of a row of T, where a class has `rows` rows on average."""
+    return min(max(PRIOR * rows, 10.0), 100.0)
+
+
 def calibrate(logits: Tensor, labels: Tensor, start: Tensor, iterations: int = 60) -> Calibration:
     """Temperature t and T that make the given labels likeliest: sum_c softmax(z / t)_c T[c, y]. Collective.
 
@@ -56,8 +61,7 @@ def calibrate(logits: Tensor, labels: Tensor, start: Tensor, iterations: int = 6
     classes = len(start)
     parameters = torch.cat([torch.zeros(1).to(start), start.clamp_min(1e-6).log().flatten()])
     count = float(parallel.all_reduce_sum(torch.tensor([float(len(labels))]).to(start)))
-    pseudo_counts = min(max(PRIOR * count / classes, 10.0), 100.0)
-    prior = pseudo_counts * symmetric(float(start.diagonal().mean()), start)
+    prior = pseudo_counts(count / classes) * symmetric(float(start.diagonal().mean()), start)
 
     def closure() -> Tensor:
         sharpness = parameters[0].clamp(-_SHARPEST, _SHARPEST).exp()
