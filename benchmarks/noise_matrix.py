@@ -2,7 +2,7 @@
 
     python benchmarks/noise_matrix.py --data-root data [--samples 4000] [--seeds 0 1 2]
 
-By the encoder that comes with the presets, as `--targets relations` finds them, but for the number of rounds and
+By the encoder that comes with the presets, as `--targets relations` finds them but for the rounds and
 the pseudo-counts of the noise matrix: the share of the labels that are right as corrected, and the mean
 log-probability of the true class, means over seeds.
 """
