@@ -125,7 +125,7 @@ def with_margins(
     p_given = np.where(audit.judged, joined(audit.p_given, margins), 1.0)
     own = np.arange(len(p_given)), audit.given
     # The other classes share what is left as before; where nothing was left, as the image alone says.
-    others = audit.posterior + 1e-9 * audit.clean
+    others = (audit.posterior + 1e-9 * audit.clean) * audit.known[:, audit.fold].T
     others[own] = 0
     posterior = others * ((1 - p_given) / np.maximum(others.sum(1), 1e-30))[:, None]
     posterior[own] = p_given
@@ -136,7 +136,7 @@ def with_margins(
         noise_matrix=audit.noise_matrix,
         clean=audit.clean,
         fold=audit.fold,
-        judged=audit.judged,
+        known=audit.known,
         settings=audit.settings,
         precision=precision,
         budget=budget,

@@ -58,8 +58,8 @@ class Audit:
     """Of all labels."""
     wrong_by_class: tuple[Share, ...]
     """Of the labels that name each class."""
-    judged: npt.NDArray[np.bool_]
-    """(n,): whether there are enough others of the label's class, in other folds, to judge it by."""
+    known: npt.NDArray[np.bool_]
+    """(C, K): whether enough images of a class lie outside a fold, to know the class by in it."""
     settings: dict[str, Any]
     """What the likelihood chose: l2, temperature, log_likelihood."""
 
@@ -67,6 +67,12 @@ class Audit:
     def score(self) -> Floats:
         """(n,): probability that the label is wrong, in [0, 1]."""
         return 1.0 - self.p_given
+
+    @functools.cached_property
+    def judged(self) -> npt.NDArray[np.bool_]:
+        """(n,): whether there are enough others of the label's class, in other folds, to judge it by."""
+        judged: npt.NDArray[np.bool_] = self.known[self.given, self.fold]
+        return judged
 
     @functools.cached_property
     def order(self) -> Ints:
@@ -112,7 +118,6 @@ def features(
     samples = Samples(x, y, fold, len(counts), folds)
     relations = (estimate_quickly if quick else estimate)(samples)
     known = _known(samples)
-    judged = known[samples.labels, samples.fold]
     posterior, clean, p_given = _posteriors(relations, samples, known)
     calibration = relations.calibration
     chosen = {
@@ -131,7 +136,7 @@ def features(
         noise_matrix=calibration.noise_matrix.cpu().numpy(),
         clean=everyone(clean),
         fold=everyone(fold),
-        judged=everyone(judged.byte()).astype(bool),
+        known=known.cpu().numpy(),
         settings=chosen | {"folds": folds, "quick": quick, "images": int(counts.sum())},
         precision=precision,
         budget=budget,
@@ -146,20 +151,21 @@ def judge(
     noise_matrix: Floats,
     clean: npt.NDArray[np.float32],
     fold: Ints,
-    judged: npt.NDArray[np.bool_],
+    known: npt.NDArray[np.bool_],
     settings: dict[str, Any],
     precision: float | None = None,
     budget: int | None = None,
 ) -> Audit:
     """The audit that follows from probabilities: shares, flags, suggestions."""
-    flagged = _flag(p_given, precision, budget) & judged
+    flagged = _flag(p_given, precision, budget) & known[given, fold]
     suggested = posterior.argmax(1).astype(np.int64)
     other = posterior[flagged]
-    other[np.arange(len(other)), given[flagged]] = -1.0
+    other[np.arange(len(other)), given[flagged]] = 0.0
     suggested[flagged] = other.argmax(1)
+    flagged[flagged] = other.max(1, initial=0.0) > 0  # else there is nothing to suggest
     wrong, by_class = _shares(given, 1.0 - p_given, fold, posterior.shape[1], int(settings["folds"]))
     return Audit(
-        given, posterior, p_given, suggested, flagged, noise_matrix, clean, fold, wrong, by_class, judged,
+        given, posterior, p_given, suggested, flagged, noise_matrix, clean, fold, wrong, by_class, known,
         settings,
     )  # fmt: skip
 
@@ -250,7 +256,8 @@ def _known(samples: Samples) -> Tensor:
 def _posteriors(relations: Relations, samples: Samples, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(posterior (n, C), clean (n, C), both in fp32, probability of the given label (n,)), in blocks.
 
-    A class that is not `known` is nobody else's true class; the labels that name it are taken for certain.
+    A class that is not `known` is nobody's true class: what would speak for it speaks for the given label,
+    and labels that name it are taken for certain.
     """
     z, calibration = relations.logits, relations.calibration
     posterior, clean = torch.empty_like(z), torch.empty_like(z)
@@ -259,9 +266,9 @@ def _posteriors(relations: Relations, samples: Samples, known: Tensor) -> tuple[
         block = slice(start, start + 16384)
         y, likely = samples.labels[block, None], known[:, samples.fold[block]].T
         clean[block] = calibration.clean(z[block])
-        found = calibration.posterior(z[block], y[:, 0]) * likely
-        sure = torch.zeros_like(found).scatter_(1, y, 1.0)
-        found = torch.where(likely.gather(1, y), found / found.sum(1, keepdim=True).clamp_min(1e-300), sure)
+        found = calibration.posterior(z[block], y[:, 0]) * likely.gather(1, y)
+        unknown = 1.0 - (found * likely).sum(1, keepdim=True)
+        found = (found * likely).scatter_add_(1, y, unknown)
         posterior[block] = found
         p_given[block] = found.gather(1, y)[:, 0]
     return posterior, clean, p_given

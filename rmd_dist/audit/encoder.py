@@ -10,7 +10,7 @@ from rmd_dist.data.dataset import DatasetInfo
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.errors import ConfigError
 from rmd_dist.runs.folder import newest_finished
-from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source, resize
+from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source
 
 
 def open_encoder(config: AuditConfig, info: DatasetInfo) -> FrozenEncoder:
@@ -21,9 +21,7 @@ def open_encoder(config: AuditConfig, info: DatasetInfo) -> FrozenEncoder:
     source = named_source(_chosen(config, info), config.weights)
     # What is taken for files that do not say what they are.
     likely, input = suitable_model(info.image_size), Preprocess.for_dataset(info).to_cfg()
-    encoder = open_source(source, info, likely, input)
-    if config.image_size is not None:
-        resize(encoder, config.image_size, "image_size")
+    encoder = open_source(source, info, likely, input, image_size=config.image_size)
     encoder.module.eval().requires_grad_(False)
     return encoder
 

@@ -31,7 +31,7 @@ def joined(p_given: Floats, margin: npt.NDArray[np.float32]) -> Floats:
         ratio = np.empty_like(m)
         # Monotone in the margin: of normals of unlike widths the wider one wins at both ends.
         ratio[order] = _rising((_log_normal(m, now) - _log_normal(m, 1 - now))[order])
-        now = 1 / (1 + np.exp(-(features + ratio)))
+        now = np.exp(-np.logaddexp(0, -(features + ratio)))  # the odds as a probability
     found = p_given.copy()
     found[known] = now
     return found

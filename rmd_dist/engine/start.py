@@ -163,6 +163,11 @@ def _choose_teacher(config: DistillConfig, folder: RunFolder) -> TeacherSource:
         )
     if not needs_teacher(config):
         return None
+    if config.teacher == "random" and config.teacher_image_size:
+        raise ConfigError(
+            f"teacher_image_size = {config.teacher_image_size} is of a teacher that others have "
+            "trained; leave it out with --teacher random"
+        )
     if teacher := config.teacher or folder.teacher():
         return "random" if teacher == "random" else named_source(str(teacher), weights)
     dataset = dataset_name(config.data.dataset)

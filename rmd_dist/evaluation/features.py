@@ -122,7 +122,8 @@ def _key(model: nn.Module, weights_sha256: str, datasets: Sequence[Dataset], com
     `quick_encoder` keeps below half precision.
     """
     decisive = {
-        **{"format": FORMAT} | identity(model, weights_sha256),
+        "format": FORMAT,
+        **identity(model, weights_sha256),
         "precision": [str(compute.dtype), str(compute.autocast)],
         "stored": sorted({to_json(dict(sorted(dataset.info.stored.items()))) for dataset in datasets}),
     }

@@ -32,7 +32,7 @@ class Section:
     grids: list[Grid]
     pictures: list[Picture] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
-    """Of a search for K: the values tried, the one chosen, what the choice cost."""
+    """Of a search: what was tried, what is chosen, what the choice cost."""
 
 
 @dataclass

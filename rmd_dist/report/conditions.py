@@ -83,12 +83,13 @@ def _teacher(study: Study, cells: Sequence[Cell]) -> str:
         config = study.cells[key].config
         assert isinstance(config, PretrainConfig)
         found.append(_pretraining(flatten(config), study.accuracy(key)))
-    given = [cell.config.teacher for cell in cells if isinstance(cell.config, DistillConfig)]
-    for teacher in dict.fromkeys(teacher for teacher in given if teacher):
+    students = [cell.config for cell in cells if isinstance(cell.config, DistillConfig)]
+    for teacher, size in dict.fromkeys((c.teacher, c.teacher_image_size) for c in students if c.teacher):
         if is_path(teacher):
             found.append(_file(Path(teacher)))
         else:
             found.append("an untrained encoder" if teacher == "random" else teacher.removeprefix(TIMM))
+        found[-1] += f" at {size} pixels" if size else ""
     return " and ".join(found) or "none"
 
 

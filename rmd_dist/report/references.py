@@ -8,7 +8,7 @@ decides anything in them. They are kept in STUDY/references.json, by what decide
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from rmd_dist.report.teacher_alone import Measure
 from rmd_dist.runs.folder import read_manifest
 from rmd_dist.study.folder import Study
 from rmd_dist.study.runner import Data
-from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source, resize
+from rmd_dist.tasks.base import Tell
+from rmd_dist.tasks.teacher import FrozenEncoder, named_source, open_source
 
 FILE = "references.json"
-
-Tell = Callable[[str], None]
 
 
 def find_references(study: Study, data: Data, tell: Tell) -> References:
@@ -77,10 +76,8 @@ def _teacher(results: Results, dataset: str, taught: DistillConfig, data: Data) 
         return None
     info = dataset_info(dataset, data.root or taught.data.root)
     wanted = Preprocess.for_dataset(info, taught.data.image_size)
-    teacher = open_source(source, info, taught.model.name, wanted.to_cfg())
-    if taught.teacher_image_size is not None:
-        resize(teacher, taught.teacher_image_size, "teacher_image_size")
-    return teacher
+    size = taught.teacher_image_size
+    return open_source(source, info, taught.model.name, wanted.to_cfg(), image_size=size)
 
 
 def _places(results: Results, dataset: str) -> Iterator[tuple[Place, str | None]]:

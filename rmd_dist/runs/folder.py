@@ -112,7 +112,7 @@ class RunFolder:
             self._lock = None
 
     def discard_if_empty(self) -> None:
-        """Remove a folder that `open` made, or was making, for a run that never began (rank 0)."""
+        """Remove a folder that `open` made, or had begun to, for a run that never began (rank 0)."""
         with contextlib.suppress(OSError):  # others' runs are there, or another job's lock
             if self._lock is not None and {file.name for file in self.path.iterdir()} == {".lock"}:
                 (self.path / ".lock").unlink()

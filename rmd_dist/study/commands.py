@@ -38,7 +38,7 @@ def study(args: argparse.Namespace) -> int:
         given = [replace(spec, teachers={}) for spec in given]
     specs = [tune.prepared(spec) for spec in given]
     if any(spec.tune for spec in specs) and len(specs) > 1:
-        raise ConfigError("a search for K goes by itself; give its YAML file alone")
+        raise ConfigError("a search goes by itself; give its YAML file alone")
     if args.storage:
         say("--storage is not needed any more: the study's folder holds all there is to know of its cells")
     cells, tables = plan(specs)
@@ -105,7 +105,7 @@ def _told(tally: Tally, study: Study) -> int:
 def _search(
     args: argparse.Namespace, folder: Path, spec: StudySpec, topologies: Sequence[Topology], data: Data
 ) -> int:
-    """The coarse grid of K, then the fine one around its best, then the choice."""
+    """What is tried, of K then a finer grid around the best, and the choice."""
     tally = Tally()
     cells, tables = plan([spec])
     found = study_of(folder, cells, tables)

@@ -49,7 +49,7 @@ class Tuning:
     """Values between the best and each of its neighbours."""
 
     select: Literal["validation/accuracy_noisy", "test/accuracy"] = "validation/accuracy_noisy"
-    """What K is chosen by: held-out noisy labels, or an oracle that reads the test set."""
+    """What the choice goes by: held-out noisy labels, or an oracle that reads the test set."""
 
     prune: bool = True
     """Stop a run whose accuracy falls below the median of the earlier runs at the same step."""

@@ -113,11 +113,11 @@ def _through(study: Study, table: Table) -> bool:
 def verdict(study: Study, table: Table) -> list[str]:
     """What was tried, what is chosen, and what the choice cost against the oracle, as lines."""
     tune, found, tried = _tuning(table), scores(study, table), _tried(table)
+    what = "K" if tune.among == "K" else "method"
     if not found:
-        return [f"no {tune.among.removesuffix('s')} has been run to the end yet; the same command continues"]
+        return [f"no {what} has been run to the end yet; the same command continues"]
     tests = {name: float(np.mean([_tested(study, entry) for entry in tried[name]])) for name in found}
     width = max(10, *map(len, tried))
-    what = "K" if tune.among == "K" else "method"
     lines = [f"{what}, {tune.select}, test accuracy (for the record, not for the choice):"]
     for name, entries in tried.items():
         states = ", ".join(sorted({study.status[entry.key].state for entry in entries}))
@@ -152,7 +152,9 @@ def _tested(study: Study, entry: Entry) -> float:
 
 
 class MedianPruner:
-    """The median rule: stop a run whose accuracy is below the median of the other runs of its seed.
+    """The median rule: stop a run whose accuracy is below the median of its rivals at the same step.
+
+    Rivals are the other runs of its seed that are as long.
 
     Args:
         tune: when a run may be stopped, how far below, and by which accuracy.
@@ -171,7 +173,8 @@ class MedianPruner:
         if not self._tune.prune_after * cell.steps <= step < cell.steps or not curve:
             return None
         seed = cell.config.run.seed
-        rivals = [c for c in self._students if c.key != cell.key and c.config.run.seed == seed]
+        equals = [c for c in self._students if (c.config.run.seed, c.steps) == (seed, cell.steps)]
+        rivals = [c for c in equals if c.key != cell.key]
         others = [found[step] for rival in rivals if step in (found := self._curve(rival))]
         if len(others) < 2 or curve[step] >= float(np.median(others)) - self._tune.prune_margin:
             return None

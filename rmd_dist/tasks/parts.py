@@ -31,7 +31,7 @@ from rmd_dist.tasks.base import Task
 from rmd_dist.tasks.distill import DistillTask
 from rmd_dist.tasks.pretrain import PretrainTask
 from rmd_dist.tasks.targets import RelationTargets, Search, check_labels
-from rmd_dist.tasks.teacher import FrozenEncoder, TeacherSource, named_source, open_source, resize
+from rmd_dist.tasks.teacher import FrozenEncoder, TeacherSource, named_source, open_source
 from rmd_dist.tasks.teacher_table import TeacherTable, open_table
 
 
@@ -163,9 +163,8 @@ def build_teacher(
     if source == "random":
         teacher, about = Encoder(build_model(config, info, num_classes=0)), {"teacher": "random"}
     else:
-        frozen = open_source(source, info, config.model.name, _wanted(config, info).to_cfg())
-        if config.teacher_image_size is not None:
-            resize(frozen, config.teacher_image_size, "teacher_image_size")
+        input, size = _wanted(config, info).to_cfg(), config.teacher_image_size
+        frozen = open_source(source, info, config.model.name, input, image_size=size)
         teacher, about = frozen.module, {"teacher": frozen.name, "teacher_sha256": frozen.sha256}
     graph, name = config.graph, about["teacher"]
     if teacher.width != student.width and graph.node_weight and graph.projector == "none" and config.K:

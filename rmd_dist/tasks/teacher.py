@@ -47,12 +47,13 @@ def open_source(
     architecture: str,
     input: dict[str, Any],
     key: str = "teacher",
+    image_size: int | None = None,
 ) -> FrozenEncoder:
     """The encoder that `source` names, for the images of a data set.
 
     `architecture` and `input` (a `pretrained_cfg`'s) are taken for what a file does not say of itself; `key`
-    is the setting that names it. Raises ConfigError if it cannot be read, is of another data set, or was
-    trained on labels.
+    is the setting that names it. `image_size`: pixels that it is to get images in, instead of as its weights
+    want them. Raises ConfigError if it cannot be read, is of another data set, or was trained on labels.
     """
     if isinstance(source, TimmEncoder):  # it never saw a label of this data set
         module, digest, prefix = load_pretrained(source)
@@ -74,19 +75,19 @@ def open_source(
     if prefix and parallel.is_main():
         print(f"{key} {name}: {prefix!r} was taken off the names of its tensors", flush=True)
     module.reset_classifier(0)
-    return FrozenEncoder(Encoder(module), name, digest)
+    encoder = FrozenEncoder(Encoder(module), name, digest)
+    if image_size is not None:
+        _resize(encoder, image_size)
+    return encoder
 
 
-def resize(encoder: FrozenEncoder, size: int, key: str) -> None:
-    """Have an encoder get images of `size` pixels, as `key` wishes.
-
-    Raises ConfigError if it is built for another size.
-    """
+def _resize(encoder: FrozenEncoder, size: int) -> None:
+    """Have an encoder get images of `size` pixels. Raises ConfigError if it is built for another size."""
     cfg: dict[str, Any] = encoder.module.pretrained_cfg
     channels, *built_for = cfg["input_size"]
     if cfg.get("fixed_input_size") and built_for != [size, size]:
         raise ConfigError(
-            f"{key} = {size}: {encoder.name} is built for images of {built_for[0]} x {built_for[1]} pixels "
-            "alone; leave it out, or choose another encoder"
+            f"{encoder.name} is built for images of {built_for[0]} x {built_for[1]} pixels alone, "
+            f"not of {size}; leave the size out, or choose another encoder"
         )
     cfg["input_size"] = (channels, size, size)

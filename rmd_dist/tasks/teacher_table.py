@@ -107,7 +107,8 @@ def open_table(
 def _key(teacher: FrozenEncoder, train: Dataset, samples: Ints, crops: Crops, compute: Compute) -> str:
     """16 hex digits of what decides a table."""
     decisive = {
-        **{"format": FORMAT} | identity(teacher.module, teacher.sha256),
+        "format": FORMAT,
+        **identity(teacher.module, teacher.sha256),
         "precision": [str(compute.dtype), str(compute.autocast), torch.backends.cudnn.allow_tf32],
         "data": f"{train.sha256} {train.split}",
         "samples": hashlib.sha256(samples.tobytes()).hexdigest(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from rmd_dist import audit
+from rmd_dist.audit.dataset import with_margins
 from rmd_dist.audit.detect import judge
 from rmd_dist.errors import ConfigError
 
@@ -93,6 +95,19 @@ def test_nothing_is_suggested_to_be_of_a_class_of_a_few() -> None:
     assert found.clean[3:9, 4].mean() > 0.3  # the regression would call them so
     assert found.unjudged.tolist() == [4] and not (found.suggested[3:] == 4).any()
     assert (found.posterior[3:, 4] == 0).all() and np.allclose(found.posterior.sum(1), 1, atol=1e-5)
+    assert (found.p_given[3:9] >= found.clean[3:9, 4] - 1e-6).all()  # what speaks for it doubts no label
+    doubted = replace(
+        found, p_given=np.where(np.arange(309) < 9, 0.5, found.p_given), posterior=np.eye(5)[given]
+    )
+    margins = np.where(np.arange(309) < 9, -5.0, 5.0).astype(np.float32)
+    joined = with_margins(doubted, margins, budget=9)
+    assert joined.flagged[3:9].all() and not (joined.suggested[3:] == 4).any()
+
+
+def test_nothing_is_flagged_where_no_other_class_is_known() -> None:
+    x, given = blobs(300, classes=2)
+    given[:2], given[2:] = 1, 0
+    assert not audit.features(x, given, budget=5).flagged.any()
 
 
 def test_a_class_of_copies_is_judged_by_nobody() -> None:
@@ -135,7 +150,7 @@ def test_the_interval_covers_folds_that_disagree() -> None:
     fold = np.arange(100) % 2
     p = np.where(fold == 0, 1.0, 0.8)
     posterior = np.stack([p, 1 - p], 1).astype(np.float32)
-    arguments: Any = {"noise_matrix": np.eye(2), "clean": posterior, "judged": np.ones(100, bool)}
+    arguments: Any = {"noise_matrix": np.eye(2), "clean": posterior, "known": np.ones((2, 2), bool)}
     found = judge(given=given, posterior=posterior, p_given=p, fold=fold, settings={"folds": 2}, **arguments)
     assert found.wrong.value == pytest.approx(0.1)
     # 1.96 sqrt(sum of p (1 - p) / N^2 + variance of the folds' shares 0 and 0.2 / 2)

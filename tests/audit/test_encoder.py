@@ -121,7 +121,8 @@ def test_a_model_that_is_built_for_one_size_has_no_other(tmp_path):
     name = "vit_tiny_patch16_224"
     words = ("--model", name, "--weights", str(weights(tmp_path, name)))
     with pytest.raises(
-        ConfigError, match=r"image_size = 128: timm:vit_.* is built for images of 224 x 224 .*leave it out"
+        ConfigError,
+        match=r"timm:vit_.* is built for images of 224 x 224 .* not of 128; leave the size out",
     ):
         opened(tmp_path, *words, "--image_size", "128")
     assert Preprocess.of(opened(tmp_path, *words, "--image_size", "224").module).size == (224, 224)

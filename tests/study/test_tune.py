@@ -109,6 +109,9 @@ def test_a_run_below_the_median_of_the_others_is_hopeless_after_a_while(tmp_path
     _measured(late, tmp_path, {20: 0.1, 60: 0.1})
     assert pruner(late) is None  # at its end
     late.config.optim.epochs = 4
+    assert pruner(late) is None  # the others are shorter, and further on in their schedules
+    for cell in others:
+        cell.config.optim.epochs = 4
     assert pruner(late) == "step 60, 10.00 %"
     _measured(late, tmp_path, {20: 0.1, 60: 0.535})
     assert pruner(late) is None  # within the margin of the median, 0.55

@@ -78,7 +78,7 @@ def test_a_teacher_gets_images_of_the_size_that_was_asked_for(tmp_path):
     assert small.preprocess.size == (16, 16)
     small.try_out(16)
     with pytest.raises(
-        ConfigError, match=r"teacher_image_size = 64: timm:vit_.* is built for images of 224 x 224"
+        ConfigError, match=r"timm:vit_.* is built for images of 224 x 224 pixels alone, not of 64"
     ):
         taught(tmp_path, "--teacher_image_size", "64", *LINEAR, name="vit_tiny_patch16_224")
 
@@ -88,6 +88,7 @@ def test_a_teacher_gets_images_of_the_size_that_was_asked_for(tmp_path):
     [
         (("--teacher", "timm:resnet18", "--weights", "nowhere"), "nowhere does not exist"),
         (("--weights", "nowhere"), "teacher_weights = nowhere needs --teacher timm:NAME"),
+        (("--teacher", "random", "--teacher_image_size", "64"), "is of a teacher that others have trained"),
         (("--teacher", "timm:a/b"), "after timm: comes timm's name of a model"),
         (("--teacher", "timm:resnet81"), "is not a timm model"),
     ],
