@@ -1,4 +1,4 @@
-"""What an encoder knows after some minutes of one CPU core: kNN on CIFAR-10, by views, batch size, learning rate.
+"""What an encoder knows after minutes of one CPU core: kNN on CIFAR-10, by views, batch size, learning rate.
 
     python benchmarks/views.py --data-root data [--seconds 240] [--recipe 2,256,0.12] [--seeds 0 1 2]
 
