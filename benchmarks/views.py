@@ -3,7 +3,7 @@
     python benchmarks/views.py --data-root data [--seconds 240] [--recipe 2,256,0.12] [--seeds 0 1 2]
 
 A recipe is views of an image (2: SimSiam, more: FastSiam), batch size, learning rate. The network is that of
-the reduced presets, the cosine goes over the CPU seconds; kNN among 20 000 training images, of all test images.
+the reduced presets, the cosine goes over the CPU seconds; kNN is that of all test images among 20 000 others.
 """
 
 from __future__ import annotations
