@@ -185,10 +185,8 @@ class _Builder:
         taught = config.teacher is None and needs_teacher(config)
         if taught and file:
             config.teacher = str(Path(file).resolve())
-        if not needs_teacher(config):
-            config.teacher = config.teacher_weights = config.teacher_image_size = (
-                None  # no part of it, and would tell equal cells apart
-            )
+        if not needs_teacher(config):  # no part of it, and would tell equal cells apart
+            config.teacher = config.teacher_weights = config.teacher_image_size = None
         if starts_from_file(config.student_init):
             config.student_init = str(Path(config.student_init).resolve())
         return Cell(_short(default_name(config), config), config, needs if taught and not file else None)
