@@ -113,11 +113,12 @@ def warm_up(session: Session, stage: str) -> subprocess.Popen[str]:
 
 
 def steps(session: Session) -> dict[str, Any]:
-    """Times of a step of both stages, by precision, compiled or not, with equal bits or not."""
+    """Times of a step of both stages, by precision, compiled or not, with equal bits or not, from a table."""
     words = ["--synthetic", "--steps", "100", "--block", "20"]
     if session.small:
         words = ["--synthetic", "--steps", "4", "--block", "2"]
-        words += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16", "--variants", "fp32"]
+        words += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16", "--data.train_samples", "64"]
+        words += ["--variants", "fp32", "fp32 table"]
     return session.benchmark("steps", 170, str(BENCHMARKS / "step.py"), *words)
 
 

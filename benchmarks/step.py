@@ -38,10 +38,12 @@ from rmd_dist.engine.trainer import Trainer
 from rmd_dist.files import to_json
 from rmd_dist.models import SimSiam
 from rmd_dist.models.export import create
+from rmd_dist.models.weights import save_tensors
 
 FASTEST = "--deterministic false"
 COMPILED = "--model.compile true"
 LAUNCHED = "--cuda_graph false"
+TABLE = "--teacher_table true --data.train_samples 1000"
 VARIANTS = {
     "fp32": "--precision no",
     "fp32 fastest": f"--precision no {FASTEST}",
@@ -53,8 +55,12 @@ VARIANTS = {
     "bf16 compiled fastest": f"--precision bf16 {COMPILED} {FASTEST}",
     "bf16 compiled launched": f"--precision bf16 {COMPILED} {LAUNCHED}",
     "fp16": "--precision fp16",
+    "fp32 table": f"--precision no {TABLE}",
+    "bf16 table": f"--precision bf16 {TABLE}",
+    "bf16 compiled table": f"--precision bf16 {COMPILED} {TABLE}",
 }
-"""Name -> flags; `fastest`: kernels that need not give equal bits; `launched`: one by one, not as a graph."""
+"""Name -> flags; `fastest`: kernels that need not give equal bits; `launched`: one by one, not as a graph;
+`table`: the teacher's features of 1 000 images' crops are read, in distillation alone."""
 
 STAGES = {"pretrain": "", "distill": "--loss gce --K 0.001 --teacher random"}
 
@@ -118,6 +124,9 @@ def opened(stage: str, words: list[str]) -> Iterator[Trainer]:
     with tempfile.TemporaryDirectory() as runs:
         words = [*STAGES[stage].split(), "--runs", runs, "--eval.every_epochs", "0", *words]
         config: Any = parse(PretrainConfig if stage == "pretrain" else DistillConfig, words)
+        if stage == "distill" and config.graph.teacher_table:  # which keeps features by the weights' file
+            config.teacher = f"{runs}/teacher.safetensors"
+            save_tensors(Path(config.teacher), create(config.model.name, 0).state_dict())
         with opened_trainer(config) as trainer:
             yield trainer
 
@@ -242,6 +251,8 @@ def main() -> None:
         )
         for stage in list(STAGES) if args.stage == "both" else [args.stage]:
             for variant in variants:
+                if stage == "pretrain" and variant.endswith("table"):
+                    continue
                 words = [*cpu, *where, *VARIANTS[variant].split(), *extra]
                 row = {"stage": stage, "variant": variant}
                 row |= measure(stage, args.steps, args.block, words)
