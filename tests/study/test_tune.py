@@ -141,9 +141,8 @@ def test_the_best_method_is_chosen_as_the_best_K_is(tmp_path):
     head, *rows, chosen, oracle = tune.verdict(study, table)
     assert head.startswith("method, validation/accuracy_noisy, test accuracy")
     assert rows[1] == "  CE, lr 0.1    70.00 %   80.00 %"
-    assert (
-        chosen == "chosen: CE, lr 0.1 by validation/accuracy_noisy, test accuracy 80.00 %"
-    )  # of equals the first
+    # Of equals the first.
+    assert chosen == "chosen: CE, lr 0.1 by validation/accuracy_noisy, test accuracy 80.00 %"
     assert oracle == "oracle: CE, test accuracy 90.00 %; the choice cost 10.00 points"
 
 

@@ -119,22 +119,21 @@ def test_a_checkpoint_of_a_version_without_them_is_refused_in_one_line(tmp_path,
         train_tiny("distill", words("distill", tmp_path, "--max-steps", "2"))
 
 
-def _trained(runs: Path) -> dict[str, Tensor]:
-    """On each rank: totals and means at the end of a run whose shares are unequal on 3 ranks."""
+def _totals(runs: Path) -> dict[str, Tensor]:
+    """On each rank: the totals at the end of a run of shares that are unequal on 3 ranks."""
     more = "--precision fp64 --batch-size 26 --data.train_samples 104 --max-steps 9".split()
     with trainer_of("distill", words("distill", runs, *more)) as trainer:
         trainer.fit()
         assert isinstance(trainer.task, DistillTask)
-        margins = trainer.task.margins
-        return {"totals": margins.totals, "means": torch.from_numpy(margins.mean()).nan_to_num(-1e9)}
+        return {"totals": trainer.task.margins.totals}
 
 
 def test_any_number_of_ranks_has_the_same(ranks, tmp_path):
-    for first, alone in on_ranks(ranks, _trained, tmp_path):
+    for world, (first, alone) in zip((2, 3), on_ranks(ranks, _totals, tmp_path), strict=True):
         assert alone["totals"][:, 1].sum() == 9 * 26
-        assert all(torch.allclose(first[key], alone[key], rtol=1e-6, atol=1e-6) for key in alone)
+        np.testing.assert_allclose(first["totals"], alone["totals"], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(
-            margins_of(tmp_path / "2"), margins_of(tmp_path / "1"), rtol=1e-6, atol=1e-6
+            margins_of(tmp_path / str(world)), margins_of(tmp_path / "1"), rtol=1e-6, atol=1e-6
         )
 
 
