@@ -266,9 +266,8 @@ def _posteriors(relations: Relations, samples: Samples, known: Tensor) -> tuple[
         block = slice(start, start + 16384)
         y, likely = samples.labels[block, None], known[:, samples.fold[block]].T
         clean[block] = calibration.clean(z[block])
-        found = calibration.posterior(z[block], y[:, 0]) * likely.gather(1, y)
-        unknown = 1.0 - (found * likely).sum(1, keepdim=True)
-        found = (found * likely).scatter_add_(1, y, unknown)
+        found = calibration.posterior(z[block], y[:, 0]) * (likely & likely.gather(1, y))
+        found.scatter_add_(1, y, 1.0 - found.sum(1, keepdim=True))
         posterior[block] = found
         p_given[block] = found.gather(1, y)[:, 0]
     return posterior, clean, p_given

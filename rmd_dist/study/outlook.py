@@ -23,7 +23,7 @@ def kind_of(cell: Cell) -> Kind:
     if isinstance(config, DistillConfig):
         crops = crops_of(config)
         if config.K > 0:
-            taught = " with teacher's table" if config.graph.teacher_table else " with teacher"
+            taught = "teacher's table" if config.graph.teacher_table else "teacher"
     return cell.stage, config.data.dataset, config.model.name, taught, crops
 
 
@@ -88,7 +88,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
         hours = steps * seconds / 3600 if seconds is not None else None
         total_steps, total_hours = total_steps + steps, total_hours + (hours or 0.0)
         unknown = unknown or (hours is None and bool(left))
-        what = stage + taught + (f", {crops} crops" if crops > 1 else "")
+        what = stage + (f" with {taught}" if taught else "") + (f", {crops} crops" if crops > 1 else "")
         shown = [
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",
