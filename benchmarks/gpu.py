@@ -34,6 +34,7 @@ TESTS = {
     "numbers, nan": ["test_step.py", "-k", "not (waits or noticed)"],
     "resume, saving": ["test_resume.py"],
     "graphs": ["test_graphs.py"],
+    "views": ["test_render.py"],
     "ranks": ["test_ranks.py"],
 }
 """Groups that run beside each other -> pytest's arguments below tests/gpu."""

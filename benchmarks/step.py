@@ -43,6 +43,7 @@ from rmd_dist.models.weights import save_tensors
 FASTEST = "--deterministic false"
 COMPILED = "--model.compile true"
 LAUNCHED = "--cuda_graph false"
+DEVICE_VIEWS = "--data.render device"
 TABLE = "--teacher_table true --data.train_samples 1000"
 VARIANTS = {
     "fp32": "--precision no",
@@ -54,6 +55,8 @@ VARIANTS = {
     "bf16 compiled": f"--precision bf16 {COMPILED}",
     "bf16 compiled fastest": f"--precision bf16 {COMPILED} {FASTEST}",
     "bf16 compiled launched": f"--precision bf16 {COMPILED} {LAUNCHED}",
+    "bf16 device views": f"--precision bf16 {DEVICE_VIEWS}",
+    "bf16 compiled device views": f"--precision bf16 {COMPILED} {DEVICE_VIEWS}",
     "fp16": "--precision fp16",
     "fp32 table": f"--precision no {TABLE}",
     "bf16 table": f"--precision bf16 {TABLE}",

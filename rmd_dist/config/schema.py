@@ -51,6 +51,9 @@ class DataConfig(SourceConfig):
     train_samples: int | None = setting(None, low=1, short="train_samples")
     """Train on a random subset of this size, the same for every seed; unset: all."""
 
+    render: Literal["loader", "device"] = setting("loader", free=True)
+    """Random views are made by the `loader`'s threads, or on the `device`, which then keeps all images."""
+
 
 @dataclass
 class ViewConfig:

@@ -10,7 +10,7 @@ reads a mapped beton, `memory` an array. Labels are looked up by index: clean or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -23,12 +23,15 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.images.store import Store, Watch
 from rmd_dist.data.prefetch import Ints, Reader, Rendered, ThreadReader, consume
 from rmd_dist.data.render.augment import AugmentConfig, Augmenter
+from rmd_dist.data.render.device import DeviceAugmenter
 from rmd_dist.data.render.pixels import Bytes
 from rmd_dist.data.render.rng import permutation
 from rmd_dist.data.render.varied import VariedAugmenter
 from rmd_dist.data.sources.beton import check_beton
 from rmd_dist.errors import ConfigError
 from rmd_dist.parallel import share, share_sizes
+
+AnyAugmenter = Augmenter | VariedAugmenter | DeviceAugmenter
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,19 @@ class Batch:
     """int64 (b,), data set indices."""
     taught: Tensor | None = None
     """(b, D), a teacher's features of the first view, where they lie in a table."""
+    drawn: Tensor | None = None
+    """(V, b, F), what decides the views, where a device is yet to render them (`Loader.rendered`)."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them."""
-        return (*self.views, self.index, *(() if self.taught is None else (self.taught,)))
+        others = (self.taught, self.drawn)
+        return (*self.views, self.index, *(tensor for tensor in others if tensor is not None))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `function` applied to each tensor."""
-        taught = None if self.taught is None else function(self.taught)
-        return Batch(tuple(function(view) for view in self.views), function(self.index), taught)
+        taught, drawn = (None if t is None else function(t) for t in (self.taught, self.drawn))
+        return Batch(tuple(function(view) for view in self.views), function(self.index), taught, drawn)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; the copy does not wait where memory is pinned."""
@@ -181,6 +187,25 @@ class VariedSource:
         return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
 
 
+class DrawnSource:
+    """Batches of `batch_size` rows of which only what decides their views is read."""
+
+    def __init__(self, augmenter: DeviceAugmenter, batch_size: int, ahead: int) -> None:
+        self._augmenter, self._batch_size, self._ahead = augmenter, batch_size, ahead
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def read(self, rows: Ints, epoch: int) -> Reader:
+        """Start drawing views of the data set indices `rows` (n,) in this order."""
+
+        def draw(samples: Ints) -> Rendered:
+            return (self._augmenter.draw(samples, epoch),), torch.from_numpy(samples.copy())
+
+        starts = range(0, len(rows), self._batch_size)
+        return ThreadReader(draw, [rows[s : s + self._batch_size] for s in starts], self._ahead)
+
+
 class Loader:
     """Epochs of batches; made by `build_loader`. Also a context manager that closes it."""
 
@@ -188,7 +213,7 @@ class Loader:
         self,
         order: Order,
         source: PixelSource,
-        augmenter: Augmenter | VariedAugmenter,
+        augmenter: AnyAugmenter,
         pinned: bool,
         taught: Table | None,
     ) -> None:
@@ -226,9 +251,18 @@ class Loader:
                 taught = self._taught.rows(index.numpy(), epoch) if self._taught else None
                 if self._pinned:
                     index, taught = index.pin_memory(), None if taught is None else taught.pin_memory()
-                yield Batch(tuple(pixels), index, taught)
+                on_device = isinstance(self._augmenter, DeviceAugmenter)
+                views, drawn = ((), pixels[0]) if on_device else (tuple(pixels), None)
+                yield Batch(views, index, taught, drawn)
         finally:
             self._readers.discard(reader)
+
+    def rendered(self, batch: Batch) -> Batch:
+        """`batch`, which is on the device, with its views, where the device is to render them."""
+        if batch.drawn is None:
+            return batch
+        assert isinstance(self._augmenter, DeviceAugmenter)
+        return replace(batch, views=self._augmenter.render(batch.index, batch.drawn), drawn=None)
 
     def close(self) -> None:
         """End all threads; unfinished epochs raise RuntimeError at their next batch."""
@@ -265,6 +299,7 @@ def build_loader(
     sizes: tuple[int, ...] | None = None,
     crop_pct: float | None = None,
     taught: Table | None = None,
+    device: torch.device | None = None,
 ) -> Loader:
     """A loader of this rank's part of `dataset`, or of its subset `indices` (int64, any order).
 
@@ -272,7 +307,8 @@ def build_loader(
     each view comes in every size, from the same crop (default: the data set's `image_size`). Images that are
     stored at the one size that is asked for are shifted and copied, others cropped and resized;
     `crop_pct` (default: the data set's) is the share of the shorter side that an evaluation's crop has.
-    `taught`: what batches bring along of it; the loader closes it.
+    `taught`: what batches bring along of it; the loader closes it. `device`: keep all images there and have
+    `Loader.rendered` make their views there; None: threads make them, and batches bring them along.
 
     shuffle=True: for training; `batch_size` counts all ranks, incomplete batches are left out.
     shuffle=False: for evaluation; in order, nothing left out, padded or twice, `batch_size` is each
@@ -302,16 +338,37 @@ def build_loader(
     order = Order(chosen, batch_size, seed, shuffle, rank, world_size)
     chosen_sizes = sizes or (dataset.info.image_size,)
     fixed = dataset.store is None and chosen_sizes == (dataset.info.image_size,)
-    augmenter: Augmenter | VariedAugmenter
-    if fixed:
+    augmenter: AnyAugmenter
+    if device is not None:
+        if not fixed or augment is None:
+            raise ConfigError(
+                "data.render = device makes random views of images of one size as they are; leave it out for "
+                "own images and for another --image-size"
+            )
+        images = _resident(dataset, device, workers)
+        augmenter = DeviceAugmenter(images, augment, seed=seed, pinned=pinned)
+    elif fixed:
         augmenter = Augmenter(augment, size=chosen_sizes[0], seed=seed, workers=workers, pinned=pinned)
     else:
         augmenter = VariedAugmenter(
             augment, sizes=chosen_sizes, seed=seed, workers=workers, pinned=pinned,
             crop_pct=dataset.info.crop_pct if crop_pct is None else crop_pct,
         )  # fmt: skip
-    source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
+    source: PixelSource
+    if isinstance(augmenter, DeviceAugmenter):
+        source = DrawnSource(augmenter, order.rank_batch, batches_ahead)
+    else:
+        source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
     return Loader(order, source, augmenter, pinned, taught)
+
+
+def _resident(dataset: Dataset, device: torch.device, workers: int) -> Tensor:
+    """All images of a data set of one size, on a device: uint8 (N, S, S, 3)."""
+    plain = build_loader(
+        dataset, augment=None, batch_size=4096, shuffle=False, rank=0, world_size=1, workers=workers
+    )
+    with plain:
+        return torch.cat([batch.views[0].to(device) for batch in plain.epoch(0)])
 
 
 def _open(

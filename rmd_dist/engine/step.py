@@ -15,7 +15,7 @@ from rmd_dist.config import AnyConfig
 from rmd_dist.data.loader import Batch
 from rmd_dist.engine.guard import Guard
 from rmd_dist.engine.optim import step_unless
-from rmd_dist.tasks import StepOutput, Task
+from rmd_dist.tasks import Parts, StepOutput
 
 
 class Step:
@@ -27,14 +27,15 @@ class Step:
 
     def __init__(
         self,
-        task: Task,
+        parts: Parts,
         module: nn.Module,
         optimizer: AcceleratedOptimizer,
         guard: Guard,
         accelerator: Accelerator,
         config: AnyConfig,
     ) -> None:
-        self.task, self.module, self.optimizer, self.guard = task, module, optimizer, guard
+        self.task, self.rendered = parts.task, parts.loader.rendered
+        self.module, self.optimizer, self.guard = module, optimizer, guard
         self.accelerator, self.clip_norm = accelerator, config.optim.clip_norm
         micro_batch = config.data.batch_size // config.optim.accumulation
         self.rank_sizes = parallel.share_sizes(micro_batch, parallel.world_size())
@@ -47,7 +48,7 @@ class Step:
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 with self.accelerator.autocast(), parallel.rows_known(self.rank_sizes):
-                    output = self.task.step(self.module, batch, logging=logging)
+                    output = self.task.step(self.module, self.rendered(batch), logging=logging)
                 self.accelerator.backward(self.guard.marked(output.loss) / len(micro_batches))
             outputs.append(output)
         output, norm = _mean_output(outputs), self._clip(logging)

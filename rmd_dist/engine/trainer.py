@@ -114,7 +114,7 @@ class Trainer:
             title=f"{folder.stage} {folder.path.name}",
             resume_step=self.step,
         )
-        step = Step(self.task, self.module, self.optimizer, self.guard, accelerator, config)
+        step = Step(parts, self.module, self.optimizer, self.guard, accelerator, config)
         self._graphed = GraphedStep(step, self.monitor.warning) if fits_graph(config, accelerator) else None
         self._step = self._graphed or step
 
@@ -172,7 +172,7 @@ class Trainer:
                     self._log(values | {"lr": lr, "images_per_second": rate})
                     clock, clock_step = time.perf_counter(), self.step
                 if self.step == 1:
-                    views = [view.cpu().numpy() for view in micro_batches[0].views]
+                    views = [view.cpu().numpy() for view in self.loader.rendered(micro_batches[0]).views]
                     self.monitor.images("augmented_views", views, self.step)
                 if self._evaluation_due() or self._save_due():
                     # Measured first, then saved: what a checkpoint follows is in metrics.jsonl already.

@@ -304,6 +304,7 @@ def train_loader(
         workers=compute.workers,
         pinned=compute.device.type == "cuda",
         taught=taught,
+        device=compute.device if config.data.render == "device" else None,
     )
 
 

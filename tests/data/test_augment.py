@@ -68,7 +68,7 @@ def test_colour_parameters_are_distributed_like_torchvisions() -> None:
         assert stats.ks_2samp(ours[name], expected).pvalue > ENOUGH, name
     assert stats.kstest(ours["sigma"], stats.uniform(0.1, 1.9).cdf).pvalue > ENOUGH
     first = np.array([int(p["fn_idx"][0]) * 4 + int(p["fn_idx"][1]) for p in theirs])
-    orders = augment._ORDERS[ours["order"]]
+    orders = augment.ORDERS[ours["order"]]
     assert same_counts(orders[:, 0] * 4 + orders[:, 1], first) > ENOUGH
     assert sorted(set(ours["order"])) == list(range(24))
 
@@ -104,7 +104,7 @@ def torchvision_view(image: torch.Tensor, view: np.void, size: int) -> torch.Ten
         (tv.adjust_saturation, "saturation"),
         (tv.adjust_hue, "hue"),
     ]
-    for number in augment._ORDERS[view["order"]] if view["jitter"] else ():
+    for number in augment.ORDERS[view["order"]] if view["jitter"] else ():
         operation, name = operations[number]
         out = operation(out, float(view[name]))
     return tv.rgb_to_grayscale(out, num_output_channels=3) if view["gray"] else out

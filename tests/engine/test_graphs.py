@@ -45,7 +45,7 @@ def run(stage, folder, *more):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])
-@pytest.mark.parametrize("more", ["", "--accumulation 2 --on-nonfinite skip"])
+@pytest.mark.parametrize("more", ["", "--accumulation 2 --on-nonfinite skip", "--data.render device"])
 def test_batches_are_read_from_the_same_memory(stage, more, repeating, tmp_path):
     """Over an epoch's end, where batches come from another pass over the samples."""
     graphed, _ = run(stage, tmp_path / "graphed", *more.split())

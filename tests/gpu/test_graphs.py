@@ -47,6 +47,18 @@ def test_a_table_in_the_teachers_place(device):
     assert differing(graphed, launched) == []
 
 
+@BOTH
+def test_views_that_the_device_renders(stage, device):
+    """They are the bytes that threads make, inside a graph and outside; so is what is learnt of them."""
+    graphed = device.train(stage, "graphed", "--max-steps", "12", "--data.render", "device")
+    launched = device.train(
+        stage, "launched", "--max-steps", "12", "--data.render", "device", "--cuda-graph", "false"
+    )
+    threads = device.train(stage, "threads", "--max-steps", "12")
+    assert differing(graphed, launched) == []
+    assert differing(graphed, threads) == []
+
+
 def test_more_views(device):
     """FastSiam's loss; the views of an image differ, and so does what is learnt of them."""
     words = ["--views.count", "4", "--max-steps", "8"]

@@ -67,7 +67,11 @@ def test_waiting_is_noticed(device, monkeypatch):
 @BOTH
 @pytest.mark.parametrize("precision", ["no", "bf16", cuda_alone("fp16"), cuda_alone("tf32")])
 @pytest.mark.parametrize(
-    "more", ["", "--cuda-graph false", "--on-nonfinite skip", "--clip-norm 1", "--accumulation 2", "--K 0"]
+    "more",
+    [
+        *("", "--cuda-graph false", "--on-nonfinite skip", "--clip-norm 1", "--accumulation 2", "--K 0"),
+        "--data.render device",
+    ],
 )
 def test_a_step_that_is_not_logged_waits_for_nobody(stage, precision, more, device, monkeypatch):
     """Batches included: on a GPU they come from pinned memory."""
@@ -79,7 +83,7 @@ def test_a_step_that_is_not_logged_waits_for_nobody(stage, precision, more, devi
     with device.trainer(stage, *words) as trainer, contextlib.closing(trainer.loader.epoch(0)) as batches:
         assert trainer.accelerator.device.type == device.type
         ready = [[next(batches) for _ in range(micro)] for _ in range(4)]
-        tensors = [tensor for batch in ready[0] for tensor in (*batch.views, batch.index)]
+        tensors = [tensor for batch in ready[0] for tensor in batch.tensors]
         assert all(tensor.is_pinned() == (device.type == "cuda") for tensor in tensors)
 
         def step(*, logging: bool = False) -> None:

@@ -53,11 +53,13 @@ _VIEW_SETTINGS = np.dtype(
     + [(name, np.float64) for name in ("blur_p", "sigma_low", "sigma_high")]
 )
 _CROP_SETTINGS = np.dtype([("padding", np.int64), ("flip_p", np.float64)])
+CROP_PARAMETERS = np.dtype([(name, np.int64) for name in ("top", "left", "flip")])
 
 _TRIES = 10  # of RandomResizedCrop, four draws each
 _LEAST_RATIO = 3.0 / 4.0  # aspect ratios 3/4 to 4/3, uniform in the logarithm
 _LOG_RATIO = float(np.log(4.0 / 3.0))
-_ORDERS = np.array(list(itertools.permutations(range(4))))  # (24, 4): orders of ColorJitter's operations
+ORDERS = np.array(list(itertools.permutations(range(4))))
+"""(24, 4): orders of ColorJitter's operations, which are brightness, contrast, saturation, hue."""
 # Draw numbers of a view. They are part of the meaning of a seed: add at the end, never renumber.
 _FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY = range(4 * _TRIES, 4 * _TRIES + 8)
 _BLUR, _SIGMA = range(4 * _TRIES + 8, 4 * _TRIES + 10)
@@ -125,7 +127,7 @@ def adjust_colours(planes: Floats, view: Any) -> None:
     """ColorJitter and grayscale of a view, on `planes` in place."""
     if view.jitter:
         for step in range(4):
-            operation = _ORDERS[view.order, step]
+            operation = ORDERS[view.order, step]
             if operation == 0:
                 adjust_brightness(planes, view.brightness)
             elif operation == 1:
@@ -247,6 +249,34 @@ def sample_views(
     return drawn
 
 
+# What decides the views of a batch, without rendering them: `drawn` is (views, rows), of the parameters.
+
+
+@kernel
+def draw_views(settings: Records, seed: int, epoch: int, samples: Ints, size: int, drawn: Any) -> None:
+    """Views of `samples` (b,) of S x S images into `drawn` (V, b), of VIEW_PARAMETERS."""
+    for v in range(drawn.shape[0]):
+        for k in range(drawn.shape[1]):
+            draw_view(seed, epoch, samples[k], v, size, size, settings[0], drawn[v, k])
+
+
+@kernel
+def draw_crops(settings: Records, seed: int, epoch: int, samples: Ints, _size: int, drawn: Any) -> None:
+    """Crops of `samples` (b,) into `drawn` (V, b), of CROP_PARAMETERS."""
+    for v in range(drawn.shape[0]):
+        for k in range(drawn.shape[1]):
+            crop = drawn[v, k]
+            crop.top, crop.left, crop.flip = draw_crop(seed, epoch, samples[k], v, settings[0])
+
+
+def check_fixed_size(config: ViewConfig) -> None:
+    """Raises ConfigError for what images of one size do not get."""
+    if config.blur_p:
+        raise ConfigError(
+            f"views.blur_p = {config.blur_p}: images of one size are not blurred; unset it or give 0"
+        )
+
+
 def views_of(config: AugmentConfig) -> int:
     """How many views of an image there are."""
     return 1 if config is None or config.count is None else config.count
@@ -268,10 +298,7 @@ class Augmenter:
         self._seed = seed
         self._kernel: Callable[..., None]
         if isinstance(config, ViewConfig):
-            if config.blur_p:
-                raise ConfigError(
-                    f"views.blur_p = {config.blur_p}: images of one size are not blurred; unset it or give 0"
-                )
+            check_fixed_size(config)
             self._kernel, self._settings = _views, view_settings(config)
         elif isinstance(config, CropFlipConfig):
             self._kernel, self._settings = _crop_and_flip, crop_settings(config, size)
