@@ -1,19 +1,18 @@
 """Configuration: typed dataclasses, what may stand in them, YAML and command line into them."""
 
 from rmd_dist.config.measuring import AuditConfig, EvaluateConfig
+from rmd_dist.config.running import CheckpointConfig, EvalConfig, RunConfig
 from rmd_dist.config.schema import (
     AnyConfig,
-    CheckpointConfig,
     CropFlipConfig,
     DataConfig,
     DistillConfig,
-    EvalConfig,
     GraphConfig,
     ModelConfig,
     NoiseConfig,
     OptimConfig,
     PretrainConfig,
-    RunConfig,
+    SimCLRConfig,
     SimSiamConfig,
     TargetsConfig,
     ViewConfig,
@@ -36,6 +35,7 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "RunConfig",
+    "SimCLRConfig",
     "SimSiamConfig",
     "TargetsConfig",
     "ViewConfig",

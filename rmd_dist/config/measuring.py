@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rmd_dist.config.fields import setting
-from rmd_dist.config.schema import MeasureConfig, NoiseConfig, SourceConfig
+from rmd_dist.config.running import MeasureConfig
+from rmd_dist.config.schema import NoiseConfig, SourceConfig
 
 
 @dataclass

@@ -16,6 +16,8 @@ from rmd_dist.runs.folder import read_manifest
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.folder import Study
 
+TITLES = {"simsiam": "SimSiam", "simclr": "SimCLR"}
+
 
 def conditions(results: Results, dataset: str) -> str:
     """Data set, model, samples, epochs, batch, lr, augmentation, seeds and teacher of a table's runs.
@@ -107,8 +109,9 @@ def _pretraining(config: Mapping[str, Any], knn: float | None) -> str:
     count = (
         config["data.train_samples"] or dataset_info(config["data.dataset"], config["data.root"]).train_count
     )
+    objective = TITLES[config.get("objective", "simsiam")]  # there were runs before there was a choice
     known = f"kNN accuracy {100 * knn:.2f} %" if knn is not None else "not finished"
     return (
-        f"SimSiam, {grouped(count)} images without labels, {config['optim.epochs']} epochs of batch "
+        f"{objective}, {grouped(count)} images without labels, {config['optim.epochs']} epochs of batch "
         f"{config['data.batch_size']}, lr {config['optim.lr']:g}, {known}"
     )

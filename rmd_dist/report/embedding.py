@@ -63,7 +63,7 @@ def _picture(results: Results, dataset: str, wanted: Embedding) -> Picture:
     shown = choose_samples(study.run(entries[0].key), wanted)
     models = [(entry.label, study.run(entry.key)) for entry in entries]
     if teacher := study.teacher(dataset, results.table):
-        models.insert(0, ("SimSiam teacher", teacher))
+        models.insert(0, ("teacher", teacher))
     panels = [(title, features_of(path, shown)) for title, path in models]
     classes = " and ".join(wanted.classes)
     caption = (

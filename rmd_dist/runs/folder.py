@@ -51,6 +51,8 @@ def default_name(config: AnyConfig) -> str:
             parts.append(config.targets.kind)
         if config.teacher and config.K and not is_path(config.teacher):
             parts.append(f"{config.teacher.replace(':', '-')}-teacher")
+    elif config.objective != "simsiam":
+        parts.append(config.objective)
     parts += [f"seed{config.run.seed}"]
     return "-".join(parts)
 

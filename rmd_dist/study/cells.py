@@ -146,7 +146,7 @@ class _Builder:
             return None
         values = self._settings("pretrain", dataset)
         config = validated(PretrainConfig, values, f"{spec.name}: pretrain")
-        return Cell(f"{dataset}-simsiam-seed{config.run.seed}", config)
+        return Cell(f"{dataset}-{config.objective}-seed{config.run.seed}", config)
 
     def students(self, dataset: str, needs: str | None) -> Iterator[tuple[Entry, Cell]]:
         """Each place of the table with its cell, the runs on clean labels first."""

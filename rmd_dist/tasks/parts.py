@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from rmd_dist import parallel
 from rmd_dist.config import AnyConfig, CropFlipConfig, DistillConfig, PretrainConfig, ViewConfig, crops_of
@@ -19,8 +20,8 @@ from rmd_dist.data.prepare import open_dataset
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import Splits, choose
 from rmd_dist.errors import ConfigError
-from rmd_dist.losses import RelationLoss, build_loss
-from rmd_dist.models import SimSiam
+from rmd_dist.losses import RelationLoss, build_loss, nt_xent, simsiam_loss
+from rmd_dist.models import SimCLR, SimCLROutput, SimSiam, SimSiamOutput
 from rmd_dist.models.export import RENDERED, create
 from rmd_dist.models.pretrained import TimmEncoder
 from rmd_dist.models.student import Encoder, Student
@@ -54,13 +55,30 @@ def build_parts(config: AnyConfig, compute: Compute, teacher: TeacherSource = No
 
 
 def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource) -> Parts:
-    """SimSiam on the data set's images; it has no teacher."""
+    """SimSiam or SimCLR on the data set's images; it has no teacher."""
     train, test, splits = build_data(config)
     encoder = build_model(config, train.info, num_classes=0)
-    model = SimSiam(encoder, config.simsiam.dim, config.simsiam.hidden_dim)
-    task = PretrainTask(model, train, test, splits, config.eval, compute)
+    model, losses = OBJECTIVES[config.objective](config, encoder)
+    task = PretrainTask(model, losses, train, test, splits, config.eval, compute)
     about = _about(config, train, splits, encoder)
     return Parts(task, train_loader(config, train, splits, config.views, compute), 0, about)
+
+
+def _simsiam(config: PretrainConfig, encoder: Any) -> tuple[SimSiam, Callable[[SimSiamOutput], Tensor]]:
+    model = SimSiam(encoder, config.simsiam.dim, config.simsiam.hidden_dim)
+    return model, lambda output: simsiam_loss(output.p, output.z)
+
+
+def _simclr(config: PretrainConfig, encoder: Any) -> tuple[SimCLR, Callable[[SimCLROutput], Tensor]]:
+    own = config.simclr
+    return SimCLR(encoder, own.dim, own.hidden_dim), lambda output: nt_xent(output.z, own.temperature)
+
+
+OBJECTIVES: dict[str, Callable[[PretrainConfig, Any], tuple[Any, Callable[[Any], Tensor]]]] = {
+    "simsiam": _simsiam,
+    "simclr": _simclr,
+}
+"""What is trained around an encoder, and the per-sample losses of what that gives."""
 
 
 def build_distillation(config: DistillConfig, compute: Compute, teacher: TeacherSource) -> Parts:

@@ -1,12 +1,13 @@
-"""Relation modelling: SimSiam on views of each image (paper section 3.2). No label is read to train."""
+"""Relation modelling: SimSiam (paper section 3.2) or SimCLR on views of each image. No label is read."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rmd_dist import parallel
 from rmd_dist.config import EvalConfig
@@ -16,8 +17,8 @@ from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.data.splits import Splits
 from rmd_dist.evaluation.measures import at_chance, knn_accuracy
 from rmd_dist.evaluation.predict import BetweenBatches, predict
-from rmd_dist.losses import feature_spread, simsiam_loss
-from rmd_dist.models import SimSiam
+from rmd_dist.losses import feature_spread
+from rmd_dist.models import SimCLR, SimSiam
 from rmd_dist.parallel.compute import Compute
 from rmd_dist.tasks.base import Evaluation, StepOutput, Task
 
@@ -26,7 +27,10 @@ COLLAPSE_SPREAD = 0.1
 
 
 class PretrainTask(Task):
-    """SimSiam pretraining; its encoder is what the distillation uses as its teacher."""
+    """Pretraining without labels; its encoder is what the distillation uses as its teacher.
+
+    `losses`: per-sample losses (b,) of what `model` gives, which has projections z of each view.
+    """
 
     network = "encoder"
     views = 2
@@ -34,25 +38,27 @@ class PretrainTask(Task):
 
     def __init__(
         self,
-        model: SimSiam,
+        model: SimSiam | SimCLR,
+        losses: Callable[[Any], Tensor],
         train: Dataset,
         test: Dataset,
         splits: Splits,
         eval: EvalConfig,
         compute: Compute,
     ) -> None:
-        self.module, self.train, self.test, self.splits = model, train, test, splits
+        self.module, self.losses = model, losses
+        self.train, self.test, self.splits = train, test, splits
         self.eval, self.compute = eval, compute
         self.preprocess = Preprocess.of(model.encoder)
 
     def step(self, module: nn.Module, batch: Batch, *, logging: bool) -> StepOutput:
         compute = self.compute
         views = (self.preprocess(view, compute.channels_last, compute.dtype) for view in batch.views)
-        p, z = module(*views)
-        loss = parallel.global_mean(simsiam_loss(p, z))
+        output = module(*views)
+        loss = parallel.global_mean(self.losses(output))
         values = {"loss": loss.detach()}
         if logging:
-            values["feature_spread"] = feature_spread(parallel.all_gather_rows(z[0].detach()))
+            values["feature_spread"] = feature_spread(parallel.all_gather_rows(output.z[0].detach()))
         return StepOutput(loss, values)
 
     def evaluate(self, network: Any, between: BetweenBatches | None = None) -> Evaluation:
@@ -86,7 +92,7 @@ class PretrainTask(Task):
             return None
         loss, spread = (logged.get(f"train/{name}", math.nan) for name in ("loss", "feature_spread"))
         return (
-            f"collapse: kNN accuracy {accuracy:.2%} is at chance level, loss {loss:.3f} (collapsed: -1), "
+            f"collapse: kNN accuracy {accuracy:.2%} is at chance level, loss {loss:.3f}, "
             f"feature spread {spread:.3f} (healthy: about 1); start anew with a lower --lr, a larger "
             "--batch-size or another --seed"
         )

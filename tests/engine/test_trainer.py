@@ -21,36 +21,45 @@ from tests.tiny import (
 pytestmark = pytest.mark.slow  # whole runs
 
 BOTH = pytest.mark.parametrize("stage", ["pretrain", "distill"])
-LAST_WEIGHT = {"pretrain": "predictor.3.weight", "distill": "model.fc.weight"}
+SIMCLR = "--objective simclr --simclr.hidden_dim 32 --simclr.dim 16"
+KINDS = pytest.mark.parametrize(
+    ("stage", "kind", "last_weight"),
+    [
+        ("pretrain", "", "predictor.3.weight"),
+        ("pretrain", SIMCLR, "projector.3.weight"),
+        ("distill", "", "model.fc.weight"),
+    ],
+    ids=["simsiam", "simclr", "distill"],
+)
 
 
-@BOTH
-def test_a_stopped_run_continues_bit_for_bit(stage, tmp_path):
+@KINDS
+def test_a_stopped_run_continues_bit_for_bit(stage, kind, last_weight, tmp_path):
     """Stopped in the middle of the second epoch (10 steps each): weights and momentum agree to the bit."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_tiny(stage, words(stage, whole, "--max-steps", "16"))
-    train_tiny(stage, words(stage, parts, "--max-steps", "13"))
-    train_tiny(stage, words(stage, parts, "--max-steps", "16"))
+    train_tiny(stage, words(stage, whole, *kind.split(), "--max-steps", "16"))
+    train_tiny(stage, words(stage, parts, *kind.split(), "--max-steps", "13"))
+    train_tiny(stage, words(stage, parts, *kind.split(), "--max-steps", "16"))
     expected, found = final_tensors(stage, whole), final_tensors(stage, parts)
     assert expected.keys() == found.keys() and any("momentum" in k for k in found)
     different = [k for k in expected if not torch.equal(expected[k], found[k])]
     assert different == []
 
 
-@BOTH
-def test_twenty_steps_on_any_number_of_ranks(stage, tmp_path, ranks):
+@KINDS
+def test_twenty_steps_on_any_number_of_ranks(stage, kind, last_weight, tmp_path, ranks):
     """Contract 1, to the last digits: in fp64 nothing but a broken contract can part 1, 2, 3 and 4 ranks.
 
     26 samples a step, so that shares are unequal on 3 and 4 ranks; two epochs begin in between.
     """
-    more = "--precision fp64 --batch-size 26 --data.train_samples 208 --max-steps 20".split()
+    more = f"--precision fp64 --batch-size 26 --data.train_samples 208 --max-steps 20 {kind}".split()
     found = {}
     for world in (1, 2, 3, 4):
         runs = tmp_path / str(world)
         ranks(world).run(train_tiny, stage, words(stage, runs, *more))
         found[world] = losses(runs / stage / "tiny"), final_tensors(stage, runs)
     expected, tensors = found.pop(1)
-    assert len(expected) == 20 and tensors["model/" + LAST_WEIGHT[stage]].dtype == torch.float64
+    assert len(expected) == 20 and tensors[f"model/{last_weight}"].dtype == torch.float64
     for world, (its_losses, its_tensors) in found.items():
         assert its_losses == pytest.approx(expected, rel=1e-10), world
         assert greatest_difference(its_tensors, tensors) < 1e-10, world

@@ -59,6 +59,14 @@ def test_views_that_the_device_renders(stage, device):
     assert differing(graphed, threads) == []
 
 
+def test_simclr(device):
+    """Its negatives are told from its positives by masks."""
+    words = ["--objective", "simclr", "--max-steps", "12"]
+    graphed = device.train("pretrain", "graphed", *words)
+    launched = device.train("pretrain", "launched", "--cuda-graph", "false", *words)
+    assert differing(graphed, launched) == []
+
+
 def test_more_views(device):
     """FastSiam's loss; the views of an image differ, and so does what is learnt of them."""
     words = ["--views.count", "4", "--max-steps", "8"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from rmd_dist.evaluation.measures import knn_accuracy
-from rmd_dist.losses import LOSSES, RelationLoss, build_loss, simsiam_loss
+from rmd_dist.losses import LOSSES, RelationLoss, build_loss, nt_xent, simsiam_loss
 from rmd_dist.parallel.numerics import set_numerics
 from tests.losses.naive_graph import features, naive_terms
 
@@ -69,6 +69,20 @@ def test_simsiam(views, device):
     expected = simsiam_loss(list(p.double()), list(z.double()))
     found = simsiam_loss(list(p.to(device.type)), list(z.to(device.type)))
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_simclr(views, device):
+    z = torch.randn(views, 64, 128, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for where, x in (("cpu", z.double()), (device.type, z)):
+        leaf = x.to(where).requires_grad_()
+        losses = nt_xent(list(leaf))
+        losses.sum().backward()
+        found[x.dtype] = losses.detach().double().cpu(), leaf.grad.double().cpu()
+    (expected, slope), (values, gradient) = found[torch.float64], found[torch.float32]
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+    assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
 
 def test_tf32_is_off_unless_it_is_asked_for(cuda, usual_numerics):

@@ -49,6 +49,8 @@ def test_default_names_tell_runs_apart(words, name):
 
 def test_the_folder_is_root_stage_name(tmp_path):
     assert default_name(parse(PretrainConfig, ["--seed", "2"])) == "cifar10-resnet18_cifar-seed2"
+    other = parse(PretrainConfig, ["--objective", "simclr"])
+    assert default_name(other) == "cifar10-resnet18_cifar-simclr-seed0"
     config = parse(PretrainConfig, ["--runs", str(tmp_path), "--name", "mine"])
     assert RunFolder(config).path == tmp_path / "pretrain" / "mine"
     assert distill(tmp_path).path == tmp_path / "distill" / "a"

@@ -113,6 +113,8 @@ def test_the_grid_has_each_run_once_and_one_pretraining(tmp_path):
     keys = [cell.key for cell in cells]
     assert len(keys) == len(set(keys)) == 1 + 2 + 8  # teacher, clean CE, 2 losses x 2 methods x 2 seeds
     assert keys[0].startswith("digits-simsiam-seed0-")
+    objective = f"{SPEC}\n" + yaml.safe_dump({"pretrain": {"objective": "simclr"}})
+    assert plan([spec(tmp_path, objective)])[0][0].key.startswith("digits-simclr-seed0-")
     by_key = {cell.key: cell for cell in cells}
     taught = [e for e in table.entries if e.method == "+RMDNet"]
     assert {(e.loss, e.K) for e in taught} == {("ce", 1.0), ("gce", 0.5)}

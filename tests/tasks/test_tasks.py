@@ -20,6 +20,7 @@ from rmd_dist.data.dataset import Dataset
 from rmd_dist.data.loader import Batch
 from rmd_dist.data.preprocess import Preprocess
 from rmd_dist.errors import ConfigError
+from rmd_dist.losses import nt_xent, simsiam_loss
 from rmd_dist.models.export import create, export, load
 from rmd_dist.models.student import Encoder
 from rmd_dist.parallel.compute import Compute
@@ -304,8 +305,27 @@ def with_labels(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], 
     monkeypatch.setattr(parts, "open_dataset", opened)
 
 
-def test_no_label_reaches_pretraining(tmp_path, monkeypatch):
-    argv = ("--max-steps", "4")
+def test_each_objective_trains_what_it_says(tmp_path):
+    """Of three views: a step's loss is that of what the model gives, which is as wide as it was told."""
+    for objective, loss in (
+        ("simsiam", lambda output: simsiam_loss(output.p, output.z)),
+        ("simclr", lambda output: nt_xent(output.z, 0.5)),
+    ):
+        more = ["--objective", objective, "--views.count", "3", "--simclr.temperature", "0.5"]
+        task = (parts := built("pretrain", tmp_path, *more, "--simclr.dim", "12")).task
+        (batch,) = batches(parts, 1)
+        kept = copied(task.module)
+        found = task.step(task.module, batch, logging=True)
+        task.module.load_state_dict(kept)
+        output = task.module(*(task.preprocess(view) for view in batch.views))
+        assert [len(output.z), output.z[0].shape[1]] == [3, {"simsiam": 64, "simclr": 12}[objective]]
+        torch.testing.assert_close(found.loss, loss(output).mean())
+        assert found.values["feature_spread"] > 0.5
+
+
+@pytest.mark.parametrize("objective", ["simsiam", "simclr"])
+def test_no_label_reaches_pretraining(objective, tmp_path, monkeypatch):
+    argv = ("--max-steps", "4", "--objective", objective)
     train_tiny("pretrain", words("pretrain", tmp_path / "honest", *argv))
     with_labels(monkeypatch, other_labels)
     train_tiny("pretrain", words("pretrain", tmp_path / "garbage", *argv))
