@@ -21,12 +21,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from gpu_session import BENCHMARKS, CORES, ROOT, Session, servers
+
+from rmd_dist.errors import ConfigError
+from rmd_dist.study.sharing import shared_gpus
 
 TESTS = {
     "losses": ["test_losses.py"],
@@ -144,25 +147,39 @@ def loader(session: Session) -> dict[str, Any]:
 
 
 def sharing(session: Session) -> dict[str, Any]:
-    """Steps a second of distillation when 1, 2, 4, 8 processes share the device."""
-    counts, seconds = ((1, 2), 2) if session.small else ((1, 2, 4, 8), 4)
+    """Steps a second of distillation when 1, 2, 4, 8 processes share the device, also by NVIDIA's MPS."""
+    counts = (1, 2) if session.small else (1, 2, 4, 8)
+    rows: list[dict[str, Any]] = []
+    try:
+        rows += shared(session, "sharing", counts)
+        if not session.small:
+            with shared_gpus(session.out / "mps") as variables:
+                rows += [row | {"mps": True} for row in shared(session, "sharing-mps", counts, variables)]
+    except RuntimeError as error:
+        return {"rows": rows, "error": str(error)}
+    except ConfigError as error:  # the machine has no such service
+        return {"rows": rows, "without_mps": str(error)}
+    return {"rows": rows}
+
+
+def shared(
+    session: Session, name: str, counts: Sequence[int], variables: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """A row for each number of processes; `variables`: of their environment."""
     command = [str(BENCHMARKS / "step.py"), "--serve", "--synthetic", "--stage", "distill"]
     command += ["--device", session.device, "--variants", "fp32" if session.small else "bf16"]
     command += ["--data.workers", "1" if session.small else "2", "--threads", "1"]
     command += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16"] if session.small else []
     rows: list[dict[str, Any]] = []
-    try:
-        with servers(session, "sharing", max(counts), *command) as started:
-            for server in started:
-                server.answer(session.left(100))  # that it is ready
-            for count in counts:
-                for server in started[:count]:
-                    server.ask(str(seconds))
-                each = [float(server.answer(session.left(40))) for server in started[:count]]
-                rows.append({"processes": count, "steps_per_second": sum(each), "each": each})
-    except RuntimeError as error:
-        return {"rows": rows, "error": str(error)}
-    return {"rows": rows}
+    with servers(session, name, max(counts), *command, variables=variables) as started:
+        for server in started:
+            server.answer(session.left(100))  # that it is ready
+        for count in counts:
+            for server in started[:count]:
+                server.ask("2" if session.small else "4")
+            each = [float(server.answer(session.left(40))) for server in started[:count]]
+            rows.append({"processes": count, "steps_per_second": sum(each), "each": each})
+    return rows
 
 
 def digits(session: Session) -> dict[str, Any]:

@@ -49,8 +49,18 @@ class Session:
         temporary.write_text(to_json(self.results, indent=1) + "\n")
         temporary.replace(self.out / "gpu.json")
 
-    def start(self, log: str, *command: str, threads: int = 0, piped: bool = False) -> subprocess.Popen[str]:
-        """A process of this Python in the project's folder; what it prints goes to a log, or piped to us."""
+    def start(
+        self,
+        log: str,
+        *command: str,
+        threads: int = 0,
+        piped: bool = False,
+        variables: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """A process of this Python in the project's folder; what it prints goes to a log, or piped to us.
+
+        `variables`: more of its environment.
+        """
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
@@ -58,6 +68,7 @@ class Session:
             "TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor"),  # what one compiles others find
             "TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "4"),
         }
+        environment |= variables or {}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         with (self.out / f"{log}.log").open("w") as file:
@@ -142,9 +153,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def servers(session: Session, name: str, count: int, *command: str) -> Iterator[list[Server]]:
+def servers(
+    session: Session, name: str, count: int, *command: str, variables: dict[str, str] | None = None
+) -> Iterator[list[Server]]:
     """`count` servers of the same command, killed afterwards."""
-    processes = [session.start(f"{name}-{n}", *command, piped=True) for n in range(count)]
+    processes = [
+        session.start(f"{name}-{n}", *command, piped=True, variables=variables) for n in range(count)
+    ]
     try:
         yield [Server(process) for process in processes]
     finally:

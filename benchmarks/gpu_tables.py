@@ -92,11 +92,11 @@ def _graph(part: dict[str, Any]) -> str:
 
 def _sharing(part: dict[str, Any]) -> str:
     alone = part["rows"][0]["steps_per_second"]
-    return markdown(
+    table = markdown(
         ["processes", "steps/s of all", "x one", "ms a step of each"],
         [
             [
-                r["processes"],
+                f"{r['processes']}, by MPS" if r.get("mps") else r["processes"],
                 f"{r['steps_per_second']:.1f}",
                 f"{r['steps_per_second'] / alone:.2f}",
                 f"{1000 * r['processes'] / r['steps_per_second']:.1f}",
@@ -104,6 +104,7 @@ def _sharing(part: dict[str, Any]) -> str:
             for r in part["rows"]
         ],
     )
+    return table + (f"\n\n{part['without_mps']}" if "without_mps" in part else "")
 
 
 def _loader(part: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--retry-failed", action="store_true", help="run failed cells again")
     add("--fresh-teachers", action="store_true", help="pretrain even where a table names an encoder file")
     add("--workers", type=int, default=1, help="cells at a time, each with its share of the cores or GPUs")
+    add("--mps", action="store_true", help="workers that share a GPU compute side by side (NVIDIA's MPS)")
     add("--processes", type=int, default=1, help="processes of each cell (DDP)")
     add("--launch-config", type=path, help="accelerate's configuration file for each cell, or a preset")
     add("--threads", type=int, default=0, help="CPU threads of each process (default: a fair share)")

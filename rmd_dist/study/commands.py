@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from rmd_dist.study.cells import Cell, plan
 from rmd_dist.study.folder import Study, keep_teacher, study_of, write_specs
 from rmd_dist.study.outlook import Kind, StepTimes, kind_of, outlook_rows, step_seconds
 from rmd_dist.study.runner import Data, Topology, start
+from rmd_dist.study.sharing import shared_gpus
 from rmd_dist.study.spec import StudySpec, load_spec
 from rmd_dist.study.status import read_status, retry
 from rmd_dist.study.worker import Pruner, Tally, Worker, work
@@ -52,9 +54,14 @@ def study(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {folder} ({error.strerror}); give another --out") from error
-    if specs[0].tune:
-        return _search(args, folder, specs[0], topologies, data)
-    tally = _run(args, folder, specs, cells, topologies, data)
+    sharing: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
+    if args.mps:
+        sharing = shared_gpus(folder / "logs" / "mps")
+    with sharing as variables:
+        topologies = [replace(topology, variables=variables) for topology in topologies]
+        if specs[0].tune:
+            return _search(args, folder, specs[0], topologies, data)
+        tally = _run(args, folder, specs, cells, topologies, data)
     return _told(tally, study_of(folder, cells, tables))
 
 
@@ -183,6 +190,8 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
     threads = args.threads or (share_of_cores(ranks) if ranks > 1 else 0)
     base = Topology(args.processes, args.launch_config, threads)
     devices = _gpus() if args.workers > 1 and not args.cpu else []
+    if args.mps and not devices:
+        raise ConfigError("--mps is for several --workers that share a GPU; leave it out")
     if not devices:
         return [base] * args.workers
     if processes > len(devices):

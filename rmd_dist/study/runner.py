@@ -48,6 +48,8 @@ class Topology:
     """torch's CPU threads and augmentation threads of each process; 0: the run's own default."""
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of the cells; None: as it is."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the environment, beside this process's."""
 
     def command(self, stage: str, config: Path) -> list[str]:
         """What starts a stage."""
@@ -157,7 +159,9 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
         begun_at = file.tell()
     except OSError as error:
         raise ConfigError(f"cannot write to {study}: {error.strerror}; make it writable") from error
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": topology.devices} if topology.devices else {})
+    environment = os.environ | topology.variables
+    if topology.devices:
+        environment |= {"CUDA_VISIBLE_DEVICES": topology.devices}
     if topology.threads:
         environment |= {"OMP_NUM_THREADS": str(topology.threads)}
     command = topology.command(cell.stage, study / "cells" / f"{cell.key}.yaml")
