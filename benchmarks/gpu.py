@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -148,38 +148,36 @@ def loader(session: Session) -> dict[str, Any]:
 
 def sharing(session: Session) -> dict[str, Any]:
     """Steps a second of distillation when 1, 2, 4, 8 processes share the device, also by NVIDIA's MPS."""
-    counts = (1, 2) if session.small else (1, 2, 4, 8)
-    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"rows": []}
+    said: list[str] = []
     try:
-        rows += shared(session, "sharing", counts)
+        found["rows"].extend(shared(session, "sharing"))
         if not session.small:
-            with shared_gpus(session.out / "mps") as variables:
-                rows += [row | {"mps": True} for row in shared(session, "sharing-mps", counts, variables)]
+            with shared_gpus(session.out / "mps", said.append) as environment:
+                for row in shared(session, "sharing-mps", environment):
+                    found["rows"].append(row | {"mps": True})
     except RuntimeError as error:
-        return {"rows": rows, "error": str(error)}
+        found["error"] = str(error)
     except ConfigError as error:  # the machine has no such service
-        return {"rows": rows, "without_mps": str(error)}
-    return {"rows": rows}
+        said.append(str(error))
+    return found | ({"said": said} if said else {})
 
 
-def shared(
-    session: Session, name: str, counts: Sequence[int], variables: dict[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """A row for each number of processes; `variables`: of their environment."""
+def shared(session: Session, name: str, more: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """A row for each number of processes; `more`: variables of their environment."""
+    counts = (1, 2) if session.small else (1, 2, 4, 8)
     command = [str(BENCHMARKS / "step.py"), "--serve", "--synthetic", "--stage", "distill"]
     command += ["--device", session.device, "--variants", "fp32" if session.small else "bf16"]
     command += ["--data.workers", "1" if session.small else "2", "--threads", "1"]
     command += ["--model", "resnet18_cifar_w16_s2", "--batch_size", "16"] if session.small else []
-    rows: list[dict[str, Any]] = []
-    with servers(session, name, max(counts), *command, variables=variables) as started:
+    with servers(session, name, max(counts), *command, more=more) as started:
         for server in started:
             server.answer(session.left(100))  # that it is ready
         for count in counts:
             for server in started[:count]:
                 server.ask("2" if session.small else "4")
             each = [float(server.answer(session.left(40))) for server in started[:count]]
-            rows.append({"processes": count, "steps_per_second": sum(each), "each": each})
-    return rows
+            yield {"processes": count, "steps_per_second": sum(each), "each": each}
 
 
 def digits(session: Session) -> dict[str, Any]:

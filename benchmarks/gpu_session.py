@@ -55,11 +55,11 @@ class Session:
         *command: str,
         threads: int = 0,
         piped: bool = False,
-        variables: dict[str, str] | None = None,
+        more: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """A process of this Python in the project's folder; what it prints goes to a log, or piped to us.
 
-        `variables`: more of its environment.
+        `more`: variables of its environment.
         """
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -68,7 +68,7 @@ class Session:
             "TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor"),  # what one compiles others find
             "TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "4"),
         }
-        environment |= variables or {}
+        environment |= more or {}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         with (self.out / f"{log}.log").open("w") as file:
@@ -154,12 +154,10 @@ class Server:
 
 @contextlib.contextmanager
 def servers(
-    session: Session, name: str, count: int, *command: str, variables: dict[str, str] | None = None
+    session: Session, name: str, count: int, *command: str, more: dict[str, str] | None = None
 ) -> Iterator[list[Server]]:
     """`count` servers of the same command, killed afterwards."""
-    processes = [
-        session.start(f"{name}-{n}", *command, piped=True, variables=variables) for n in range(count)
-    ]
+    processes = [session.start(f"{name}-{n}", *command, piped=True, more=more) for n in range(count)]
     try:
         yield [Server(process) for process in processes]
     finally:

@@ -104,7 +104,7 @@ def _sharing(part: dict[str, Any]) -> str:
             for r in part["rows"]
         ],
     )
-    return table + (f"\n\n{part['without_mps']}" if "without_mps" in part else "")
+    return "\n\n".join([table, *part.get("said", [])])
 
 
 def _loader(part: dict[str, Any]) -> str:

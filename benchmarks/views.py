@@ -75,7 +75,7 @@ def trained(
     preprocess = Preprocess.for_dataset(train.info)
     config = PretrainConfig(simsiam=SimSiamConfig(512, 128), simclr=SimCLRConfig(hidden_dim=512))
     encoder = create("resnet18_cifar_w16_s2", 0, preprocess.to_cfg())
-    model, losses = OBJECTIVES[objective](config, encoder)
+    model, loss = OBJECTIVES[objective](config, encoder)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     loader = build_loader(train, augment=ViewConfig(count=views), batch_size=batch_size, seed=seed)
@@ -90,7 +90,7 @@ def trained(
                     group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share))
                 output = model(*(preprocess(view) for view in batch.views))
                 optimizer.zero_grad(set_to_none=True)
-                losses(output).mean().backward()
+                loss(output).backward()
                 optimizer.step()
                 steps += 1
             epoch += 1

@@ -1,8 +1,8 @@
-"""Relation modelling: SimSiam pretraining, with no label.
+"""Relation modelling: pretraining by SimSiam or SimCLR, with no label.
 
 The same as `rmd pretrain`.
 
-accelerate launch launch/pretrain.py [--config FILE.yaml] [--dataset cifar10] [--epochs N] ...
+accelerate launch launch/pretrain.py [--config FILE.yaml] [--dataset cifar10] [--objective simclr] ...
 """
 
 from rmd_dist.commands.entry import run

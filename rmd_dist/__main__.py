@@ -18,7 +18,7 @@ COMMANDS = {
         "prepare:main",
         "write betons of a data set or own images; show what a noise protocol does",
     ),
-    "pretrain": ("train:pretrain", "SimSiam pretraining, which sees no label"),
+    "pretrain": ("train:pretrain", "pretraining that sees no label: SimSiam, SimCLR"),
     "distill": ("train:distill", "train a student on noisy labels, with the pretrained teacher's graph"),
     "evaluate": ("evaluate:main", "figures of a finished model or a checkpoint"),
     "audit": ("audit:main", "which labels are wrong, and a page to review them"),

@@ -1,4 +1,4 @@
-"""The two stages: SimSiam pretraining, which sees no label, and distillation on noisy labels."""
+"""The two stages: pretraining, which sees no label, and distillation on noisy labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rmd_dist.config.cli import parse
 
 
 def pretrain(argv: Sequence[str] | None = None) -> None:
-    """`rmd pretrain`: relation modelling by SimSiam."""
+    """`rmd pretrain`: relation modelling by SimSiam or SimCLR."""
     _train(parse(PretrainConfig, argv))
 
 

@@ -15,6 +15,7 @@ from rmd_dist.config.schema import (
     DistillConfig,
     NoiseConfig,
     PretrainConfig,
+    SimCLRConfig,
     TargetsConfig,
 )
 from rmd_dist.config.teachers import TIMM, starts_from_file
@@ -74,6 +75,10 @@ def validate(config: _Config) -> _Config:
             "needs at least 2 images each; raise batch_size"
         )
     if isinstance(config, PretrainConfig):
+        if config.objective != "simclr" and config.simclr != SimCLRConfig():
+            raise ConfigError(
+                "simclr.dim, hidden_dim and temperature are of another objective; give --objective simclr"
+            )
         _check_range("views.crop_scale", config.views.crop_scale, 1)
         _check_range("views.blur_sigma", config.views.blur_sigma, 100)
         return config

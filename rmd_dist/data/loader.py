@@ -33,6 +33,9 @@ from rmd_dist.parallel import share, share_sizes
 
 AnyAugmenter = Augmenter | VariedAugmenter | DeviceAugmenter
 
+RESIDENT_BATCH = 4096
+"""Images that are read at a time where a device is to keep all."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -365,7 +368,7 @@ def build_loader(
 def _resident(dataset: Dataset, device: torch.device, workers: int) -> Tensor:
     """All images of a data set of one size, on a device: uint8 (N, S, S, 3)."""
     plain = build_loader(
-        dataset, augment=None, batch_size=4096, shuffle=False, rank=0, world_size=1, workers=workers
+        dataset, augment=None, batch_size=RESIDENT_BATCH, shuffle=False, rank=0, world_size=1, workers=workers
     )
     with plain:
         return torch.cat([batch.views[0].to(device) for batch in plain.epoch(0)])

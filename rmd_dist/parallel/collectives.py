@@ -190,26 +190,6 @@ def all_gather_rows(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return torch.cat([rows[:b] for rows, b in zip(gathered, sizes, strict=True)])
 
 
-class _GlobalRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.own = slice(first := sum(sizes[: rank()]), first + len(x))
-        return all_gather_rows(x, sizes)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_sum(grads[0])[ctx.own], None
-
-
-def global_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """As `all_gather_rows`, with gradient: what all ranks' losses have to say of this rank's rows, added up.
-
-    By the module's convention: every rank puts its own samples' losses into the global mean.
-    """
-    rows: Tensor = x if world_size() == 1 else _GlobalRows.apply(x, sizes)
-    return rows
-
-
 def all_gather_object(obj: Any) -> list[Any]:
     """One picklable object of every rank, in rank order."""
     out: list[Any] = [obj] * world_size()

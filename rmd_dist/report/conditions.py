@@ -95,6 +95,14 @@ def _teacher(study: Study, cells: Sequence[Cell]) -> str:
     return " and ".join(found) or "none"
 
 
+def objective_of(teacher: Path) -> str | None:
+    """How the encoder of a run folder or a file was pretrained, by the manifest beside it; None: unknown."""
+    config = read_manifest(teacher if teacher.is_dir() else teacher.parent).get("config")
+    if not isinstance(config, dict) or "optim.epochs" not in config:
+        return None
+    return TITLES.get(config.get("objective", "simsiam"))  # there were runs before there was a choice
+
+
 def _file(teacher: Path) -> str:
     """An encoder that came as a file, by the manifest beside it, else by its name without folders."""
     manifest = read_manifest(teacher if teacher.is_dir() else teacher.parent)

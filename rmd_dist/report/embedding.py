@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rmd_dist.config import DistillConfig
 from rmd_dist.data.dataset import Dataset
 from rmd_dist.errors import ConfigError
-from rmd_dist.report.conditions import conditions
+from rmd_dist.report.conditions import conditions, objective_of
 from rmd_dist.report.pictures import Picture, legend_below, new_figure
 from rmd_dist.report.results import Results, dataset_title
 from rmd_dist.report.run_data import open_data, run_config
@@ -63,7 +63,7 @@ def _picture(results: Results, dataset: str, wanted: Embedding) -> Picture:
     shown = choose_samples(study.run(entries[0].key), wanted)
     models = [(entry.label, study.run(entry.key)) for entry in entries]
     if teacher := study.teacher(dataset, results.table):
-        models.insert(0, ("teacher", teacher))
+        models.insert(0, (f"{objective_of(teacher) or ''} teacher".strip(), teacher))
     panels = [(title, features_of(path, shown)) for title, path in models]
     classes = " and ".join(wanted.classes)
     caption = (

@@ -56,9 +56,9 @@ def study(args: argparse.Namespace) -> int:
         raise ConfigError(f"cannot make {folder} ({error.strerror}); give another --out") from error
     sharing: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
     if args.mps:
-        sharing = shared_gpus(folder / "logs" / "mps")
-    with sharing as variables:
-        topologies = [replace(topology, variables=variables) for topology in topologies]
+        sharing = shared_gpus(folder / "logs" / "mps", say)
+    with sharing as environment:
+        topologies = [replace(topology, environment=environment) for topology in topologies]
         if specs[0].tune:
             return _search(args, folder, specs[0], topologies, data)
         tally = _run(args, folder, specs, cells, topologies, data)
@@ -189,9 +189,11 @@ def _topologies(args: argparse.Namespace) -> list[Topology]:
     ranks = args.workers * processes
     threads = args.threads or (share_of_cores(ranks) if ranks > 1 else 0)
     base = Topology(args.processes, args.launch_config, threads)
-    devices = _gpus() if args.workers > 1 and not args.cpu else []
-    if args.mps and not devices:
-        raise ConfigError("--mps is for several --workers that share a GPU; leave it out")
+    devices = _gpus() if (args.workers > 1 or args.mps) and not args.cpu else []
+    if args.mps and not 0 < len(devices) < args.workers * processes:
+        raise ConfigError(
+            f"--mps is for more --workers than there are GPUs, and {len(devices)} can be used; leave it out"
+        )
     if not devices:
         return [base] * args.workers
     if processes > len(devices):

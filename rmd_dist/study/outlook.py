@@ -6,25 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
 
-from rmd_dist.config import DistillConfig, crops_of
+from rmd_dist.config import PretrainConfig, crops_of
 from rmd_dist.errors import ConfigError
 from rmd_dist.runs.console import grouped
 from rmd_dist.study.cells import Cell
 from rmd_dist.study.folder import Study, curve_so_far
 
 Kind = tuple[str, str, str, str, int]
-"""Stage, data set, model, the graph's teacher, crops of an image: what the time of a step depends on."""
+"""Stage, data set, model, objective or the graph's teacher, crops: what the time of a step depends on."""
 
 
 def kind_of(cell: Cell) -> Kind:
     """The kind of a cell."""
     config = cell.config
-    taught, crops = "", 0
-    if isinstance(config, DistillConfig):
+    kind, crops = "", 0
+    if isinstance(config, PretrainConfig):
+        kind = config.objective
+    else:
         crops = crops_of(config)
         if config.K > 0:
-            taught = "teacher's table" if config.graph.teacher_table else "teacher"
-    return cell.stage, config.data.dataset, config.model.name, taught, crops
+            kind = "teacher's table" if config.graph.teacher_table else "teacher"
+    return cell.stage, config.data.dataset, config.model.name, kind, crops
 
 
 @dataclass
@@ -79,7 +81,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
     for cell in study.cells.values():
         groups.setdefault(kind_of(cell), []).append(cell)
     rows, total_steps, total_hours, unknown = [], 0, 0.0, False
-    for (stage, dataset, model, taught, crops), members in sorted(
+    for (stage, dataset, model, kind, crops), members in sorted(
         groups.items(), key=lambda item: item[0][0] != "pretrain"
     ):
         left = [cell for cell in members if not study.status[cell.key].done]
@@ -88,7 +90,7 @@ def outlook_rows(study: Study, times: StepTimes) -> tuple[list[str], list[list[s
         hours = steps * seconds / 3600 if seconds is not None else None
         total_steps, total_hours = total_steps + steps, total_hours + (hours or 0.0)
         unknown = unknown or (hours is None and bool(left))
-        what = stage + (f" with {taught}" if taught else "") + (f", {crops} crops" if crops > 1 else "")
+        what = stage + (f" with {kind}" if kind else "") + (f", {crops} crops" if crops > 1 else "")
         shown = [
             f"{1000 * seconds:.1f}" if seconds is not None else "?",
             f"{hours:.1f}" if hours is not None else "?",

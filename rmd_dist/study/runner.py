@@ -36,6 +36,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def tied(command: list[str]) -> list[str]:
+    """What runs `command`, its program by an absolute path, until this process ends, however that ends."""
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
+
+
 @dataclass(frozen=True)
 class Topology:
     """How each cell is started."""
@@ -48,8 +53,8 @@ class Topology:
     """torch's CPU threads and augmentation threads of each process; 0: the run's own default."""
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of the cells; None: as it is."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """Of the environment, beside this process's."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the cells' environment, beside this process's."""
 
     def command(self, stage: str, config: Path) -> list[str]:
         """What starts a stage."""
@@ -159,14 +164,14 @@ def start(study: Path, cell: Cell, topology: Topology, data: Data) -> Running:
         begun_at = file.tell()
     except OSError as error:
         raise ConfigError(f"cannot write to {study}: {error.strerror}; make it writable") from error
-    environment = os.environ | topology.variables
+    environment = os.environ | topology.environment
     if topology.devices:
         environment |= {"CUDA_VISIBLE_DEVICES": topology.devices}
     if topology.threads:
         environment |= {"OMP_NUM_THREADS": str(topology.threads)}
     command = topology.command(cell.stage, study / "cells" / f"{cell.key}.yaml")
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command],
+        tied(command),
         stdout=file,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

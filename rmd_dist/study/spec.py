@@ -203,6 +203,11 @@ def _check(spec: StudySpec, path: Path) -> None:
             f"{path}: tune needs 0 < low < high, coarse >= 2 and fine >= 0; got low {tune.low:g}, "
             f"high {tune.high:g}, coarse {tune.coarse}, fine {tune.fine}"
         )
+    of_K = ("low", "high", "coarse", "fine")
+    if tune and tune.among == "methods" and any(getattr(tune, key) != getattr(Tuning(), key) for key in of_K):
+        raise ConfigError(
+            f"{path}: tune.{', '.join(of_K)} are of the grid of K; leave them out among methods"
+        )
 
 
 def _check_settings(spec: StudySpec, path: Path) -> None:

@@ -58,15 +58,15 @@ def build_pretraining(config: PretrainConfig, compute: Compute, _: TeacherSource
     """SimSiam or SimCLR on the data set's images; it has no teacher."""
     train, test, splits = build_data(config)
     encoder = build_model(config, train.info, num_classes=0)
-    model, losses = OBJECTIVES[config.objective](config, encoder)
-    task = PretrainTask(model, losses, train, test, splits, config.eval, compute)
+    model, objective = OBJECTIVES[config.objective](config, encoder)
+    task = PretrainTask(model, objective, train, test, splits, config.eval, compute)
     about = _about(config, train, splits, encoder)
     return Parts(task, train_loader(config, train, splits, config.views, compute), 0, about)
 
 
 def _simsiam(config: PretrainConfig, encoder: Any) -> tuple[SimSiam, Callable[[SimSiamOutput], Tensor]]:
     model = SimSiam(encoder, config.simsiam.dim, config.simsiam.hidden_dim)
-    return model, lambda output: simsiam_loss(output.p, output.z)
+    return model, lambda output: parallel.global_mean(simsiam_loss(output.p, output.z))
 
 
 def _simclr(config: PretrainConfig, encoder: Any) -> tuple[SimCLR, Callable[[SimCLROutput], Tensor]]:
@@ -78,7 +78,7 @@ OBJECTIVES: dict[str, Callable[[PretrainConfig, Any], tuple[Any, Callable[[Any],
     "simsiam": _simsiam,
     "simclr": _simclr,
 }
-"""What is trained around an encoder, and the per-sample losses of what that gives."""
+"""What is trained around an encoder, and the loss, over all ranks, of what that gives."""
 
 
 def build_distillation(config: DistillConfig, compute: Compute, teacher: TeacherSource) -> Parts:

@@ -29,7 +29,7 @@ COLLAPSE_SPREAD = 0.1
 class PretrainTask(Task):
     """Pretraining without labels; its encoder is what the distillation uses as its teacher.
 
-    `losses`: per-sample losses (b,) of what `model` gives, which has projections z of each view.
+    `objective`: the loss, over all ranks, of what `model` gives, which has projections z of each view.
     """
 
     network = "encoder"
@@ -39,14 +39,14 @@ class PretrainTask(Task):
     def __init__(
         self,
         model: SimSiam | SimCLR,
-        losses: Callable[[Any], Tensor],
+        objective: Callable[[Any], Tensor],
         train: Dataset,
         test: Dataset,
         splits: Splits,
         eval: EvalConfig,
         compute: Compute,
     ) -> None:
-        self.module, self.losses = model, losses
+        self.module, self.objective = model, objective
         self.train, self.test, self.splits = train, test, splits
         self.eval, self.compute = eval, compute
         self.preprocess = Preprocess.of(model.encoder)
@@ -55,7 +55,7 @@ class PretrainTask(Task):
         compute = self.compute
         views = (self.preprocess(view, compute.channels_last, compute.dtype) for view in batch.views)
         output = module(*views)
-        loss = parallel.global_mean(self.losses(output))
+        loss = self.objective(output)
         values = {"loss": loss.detach()}
         if logging:
             values["feature_spread"] = feature_spread(parallel.all_gather_rows(output.z[0].detach()))

@@ -93,7 +93,7 @@ def test_every_name_reaches_its_key(cls):
         {key: key for key in facts},
         {name: key for name, key in short.items() if name not in facts},
     ):
-        words = []
+        words = ["--objective", "simclr"] if cls is PretrainConfig else []  # whose settings need it
         for name, key in flags.items():
             value = another(cls, key)
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -383,3 +383,10 @@ def test_own_images_are_not_made_noisy_and_models_fit_their_size(tmp_path):
         config = parse(DistillConfig, words)
         assert config.model.name == model, words
         assert config.noise.protocol == ("none" if photos in words else "symmetric"), words
+
+
+def test_settings_of_another_objective_are_refused():
+    with pytest.raises(ConfigError, match="are of another objective; give --objective simclr"):
+        parse(PretrainConfig, ["--temperature", "0.5"])
+    found = parse(PretrainConfig, ["--objective", "simclr", "--temperature", "0.5", "--dim", "64"])
+    assert (found.simclr.temperature, found.simsiam.dim) == (0.5, 64)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import rmd_dist.data.loader as loader_module
 from rmd_dist.config import CropFlipConfig, ViewConfig
 from rmd_dist.data.render.augment import Augmenter
 from rmd_dist.data.render.device import DeviceAugmenter
@@ -52,12 +53,16 @@ def test_its_bytes_are_the_kernels(config: Any, size: int) -> None:
         ours = device.render(torch.from_numpy(samples), device.draw(samples, 7))
         assert len(ours) == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True)), name
+        assert all(view.is_contiguous() for view in ours)
 
 
 @pytest.mark.parametrize("augment", [ViewConfig(), CropFlipConfig()], ids=["views", "crop"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_those_of_the_loaders_threads(build: Any, kind: str, augment: Any) -> None:
+def test_batches_are_those_of_the_loaders_threads(
+    build: Any, kind: str, augment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From either source, from any batch on, of a subset, of a rank."""
+    monkeypatch.setattr(loader_module, "RESIDENT_BATCH", 40)  # images are read in three batches
     for where in ({}, {"indices": np.arange(COUNT)[::-2], "rank": 1, "world_size": 3, "batch_size": 10}):
         usual = build(kind=kind, augment=augment, **where)
         loader = build(kind=kind, augment=augment, device=torch.device("cpu"), **where)

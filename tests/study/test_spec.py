@@ -60,6 +60,7 @@ def test_a_file_holds_only_what_differs_from_those_it_extends(tmp_path):
         ("per_dataset: {digits: {distil: {}}}", "per_dataset.digits.distil is not known"),
         ("tune: {low: 2, high: 1}", "0 < low < high"),
         ("tune: {select: validation/acc}", "validation/acc"),
+        ("tune: {among: methods, coarse: 3}", "low, high, coarse, fine are of the grid of K; leave them out"),
         ("seeds: [0, 0]", "seeds has a value twice"),
         ("distill: {loss: ce}", "distill.loss is set by the study; use losses"),
         ("distill: {noise: {rate: 0.1}}", "distill.noise.rate is set by the study; use noise"),

@@ -1,4 +1,4 @@
-"""Seeded augmentation: SimSiam views, random crop and flip, or a plain copy.
+"""Seeded augmentation: views to pretrain on, random crop and flip, or a plain copy.
 
 Parameters come from `rng` by (seed, epoch, sample, view), pixels from `pixels`. A batch is rendered by
 one kernel straight from the bytes of the images, wherever these lie (a mapped beton, an array), in
@@ -41,7 +41,7 @@ Ints = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 AugmentConfig = ViewConfig | CropFlipConfig | None
 
-# What decides one SimSiam view; kernels read and write its fields by name.
+# What decides one view to pretrain on; kernels read and write its fields by name.
 VIEW_PARAMETERS = np.dtype(
     [(name, np.int64) for name in ("top", "left", "height", "width", "flip", "jitter", "order", "gray")]
     + [(name, np.float64) for name in ("brightness", "contrast", "saturation", "hue")]

@@ -99,7 +99,8 @@ class DeviceAugmenter:
         planes = self._resized_crop(index, view)
         planes = torch.where(_each(view["jitter"]) > 0, self._jittered(planes, view), planes)
         planes = torch.where(_each(view["gray"]) > 0, _grey(planes), planes)
-        return (planes + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = (planes + 0.5).to(torch.uint8, memory_format=torch.channels_last)
+        return pixels.permute(0, 2, 3, 1)
 
     def _resized_crop(self, index: Tensor, view: Drawn) -> Tensor:
         """`pixels.resized_crop`: fp32 (n, 3, S, S) in [0, 255]."""
@@ -151,7 +152,9 @@ def _brightness(planes: Tensor, view: Drawn) -> Tensor:
 
 def _contrast(planes: Tensor, view: Drawn) -> Tensor:
     factor = _each(view["contrast"])
-    total = _grey(planes).double().sum((2, 3), keepdim=True)  # exact, hence in any order
+    total = (
+        _grey(planes).double().sum((2, 3), keepdim=True)
+    )  # in fp64: in any order, far below fp32's rounding
     grey = (total / planes[0, 0].numel() * (1.0 - factor)).float()
     return (planes * factor.float() + grey).clamp(0.0, 255.0)
 
