@@ -21,7 +21,7 @@ def kind_of(cell: Cell) -> Kind:
     config = cell.config
     kind, crops = "", 0
     if isinstance(config, PretrainConfig):
-        kind = config.objective
+        kind = "" if config.objective == "simsiam" else config.objective
     else:
         crops = crops_of(config)
         if config.K > 0:

@@ -12,6 +12,7 @@ from rmd_dist.config.convert import flatten
 from rmd_dist.config.fields import facts_of
 from rmd_dist.errors import ConfigError
 from rmd_dist.study.cells import CLEAN, choose, plan
+from rmd_dist.study.outlook import kind_of
 from rmd_dist.study.spec import load_spec
 from tests.study.small import SPEC, named, spec
 
@@ -201,3 +202,14 @@ def test_the_full_table_has_every_place_of_the_paper():
     _, (table,) = plan([load_spec(ROOT / "configs/paper/table1.yaml")])
     places = {(e.dataset, e.label, e.noise, e.rate) for e in table.entries if e.method != CLEAN}
     assert len(places) == 2 * 10 * 9
+
+
+def test_what_the_time_of_a_step_depends_on(tmp_path):
+    """An objective has times of its own, and so has a student with a teacher."""
+    kinds = {}
+    for objective in ("simsiam", "simclr"):
+        text = f"{SPEC}\n" + yaml.safe_dump({"pretrain": {"objective": objective}})
+        kinds[objective] = {kind_of(cell) for cell in plan([spec(tmp_path, text)])[0]}
+    (simsiam,), (simclr,) = kinds["simsiam"] - kinds["simclr"], kinds["simclr"] - kinds["simsiam"]
+    assert (simsiam[0], simsiam[3], simclr[3]) == ("pretrain", "", "simclr")
+    assert {kind[3] for kind in kinds["simsiam"] if kind[0] == "distill"} == {"", "teacher"}
