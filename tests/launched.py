@@ -15,6 +15,11 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 150.0  # seconds that any one process may take
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def script(stage: str, argv: Sequence[str]) -> list[str]:
     """A launch script and its arguments, as `python` and `accelerate launch` take them."""
     return [str(ROOT / f"launch/{stage}.py"), *argv]

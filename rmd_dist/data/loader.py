@@ -9,6 +9,7 @@ reads a mapped beton, `memory` an array. Labels are looked up by index: clean or
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -133,31 +134,45 @@ class PixelSource(Protocol):
         """Let go of what is open, after the last reader has stopped."""
 
 
-class MemorySource:
-    """Batches of `batch_size` rows of images (N, S, S, 3) uint8, which are neither copied nor written to."""
+class ThreadSource(ABC):
+    """Batches of `batch_size` rows, made ahead in a thread of each pass; what they hold, `make` says."""
 
-    def __init__(self, images: Bytes, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
-        self._data = np.ascontiguousarray(images).reshape(-1)
-        self._data.flags.writeable = False  # as a mapped beton is: both run the same compiled code
-        self._augmenter, self._batch_size, self._ahead = augmenter, batch_size, ahead
+    def __init__(self, batch_size: int, ahead: int) -> None:
+        self._batch_size, self._ahead = batch_size, ahead
 
-    def close(self) -> None:
-        """Nothing is open."""
+    @abstractmethod
+    def make(self, samples: Ints, epoch: int) -> tuple[Tensor, ...]:
+        """What a batch of data set indices (b,) brings of each view; called in the thread."""
+
+    def close(self) -> None:  # noqa: B027 - for those who have something open
+        """Let go of what is open, after the last reader has stopped."""
 
     def read(self, rows: Ints, epoch: int) -> Reader:
         """Start reading the data set indices `rows` (n,) in this order."""
-        stride = 3 * self._augmenter.size**2
 
         def render(samples: Ints) -> Rendered:
-            pixels = self._augmenter.render(self._data, samples * stride, samples, epoch)
-            return pixels.unbind(0), torch.from_numpy(samples.copy())
+            return self.make(samples, epoch), torch.from_numpy(samples.copy())
 
         starts = range(0, len(rows), self._batch_size)
         return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
 
 
-class VariedSource:
-    """Batches of images that each have a size of their own: `load(sample)` gives (H, W, 3) uint8.
+class MemorySource(ThreadSource):
+    """Views of images (N, S, S, 3) uint8, which are neither copied nor written to."""
+
+    def __init__(self, images: Bytes, augmenter: Augmenter, batch_size: int, ahead: int) -> None:
+        super().__init__(batch_size, ahead)
+        self._data = np.ascontiguousarray(images).reshape(-1)
+        self._data.flags.writeable = False  # as a mapped beton is: both run the same compiled code
+        self._augmenter = augmenter
+
+    def make(self, samples: Ints, epoch: int) -> tuple[Tensor, ...]:
+        stride = 3 * self._augmenter.size**2
+        return self._augmenter.render(self._data, samples * stride, samples, epoch).unbind(0)
+
+
+class VariedSource(ThreadSource):
+    """Views of images that each have a size of their own: `load(sample)` gives (H, W, 3) uint8.
 
     `watch`: of the files that they are mapped from.
     """
@@ -170,43 +185,29 @@ class VariedSource:
         ahead: int,
         watch: Watch | None,
     ) -> None:
+        super().__init__(batch_size, ahead)
         self._load, self._augmenter, self._watch = load, augmenter, watch
-        self._batch_size, self._ahead = batch_size, ahead
+
+    def make(self, samples: Ints, epoch: int) -> tuple[Tensor, ...]:
+        if self._watch is not None:
+            self._watch.check()
+        return self._augmenter.render(self._load, samples, epoch)
 
     def close(self) -> None:
         """Let go of the files that are watched."""
         if self._watch is not None:
             self._watch.close()
 
-    def read(self, rows: Ints, epoch: int) -> Reader:
-        """Start reading the data set indices `rows` (n,) in this order."""
 
-        def render(samples: Ints) -> Rendered:
-            if self._watch is not None:
-                self._watch.check()
-            return self._augmenter.render(self._load, samples, epoch), torch.from_numpy(samples.copy())
-
-        starts = range(0, len(rows), self._batch_size)
-        return ThreadReader(render, [rows[s : s + self._batch_size] for s in starts], self._ahead)
-
-
-class DrawnSource:
-    """Batches of `batch_size` rows of which only what decides their views is read."""
+class DrawnSource(ThreadSource):
+    """What decides the views, in the place of views: a device is to render them."""
 
     def __init__(self, augmenter: DeviceAugmenter, batch_size: int, ahead: int) -> None:
-        self._augmenter, self._batch_size, self._ahead = augmenter, batch_size, ahead
+        super().__init__(batch_size, ahead)
+        self._augmenter = augmenter
 
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def read(self, rows: Ints, epoch: int) -> Reader:
-        """Start drawing views of the data set indices `rows` (n,) in this order."""
-
-        def draw(samples: Ints) -> Rendered:
-            return (self._augmenter.draw(samples, epoch),), torch.from_numpy(samples.copy())
-
-        starts = range(0, len(rows), self._batch_size)
-        return ThreadReader(draw, [rows[s : s + self._batch_size] for s in starts], self._ahead)
+    def make(self, samples: Ints, epoch: int) -> tuple[Tensor, ...]:
+        return (self._augmenter.draw(samples, epoch),)
 
 
 class Loader:
@@ -357,11 +358,7 @@ def build_loader(
             augment, sizes=chosen_sizes, seed=seed, workers=workers, pinned=pinned,
             crop_pct=dataset.info.crop_pct if crop_pct is None else crop_pct,
         )  # fmt: skip
-    source: PixelSource
-    if isinstance(augmenter, DeviceAugmenter):
-        source = DrawnSource(augmenter, order.rank_batch, batches_ahead)
-    else:
-        source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
+    source = _open(dataset, augmenter, order.rank_batch, batches_ahead)
     return Loader(order, source, augmenter, pinned, taught)
 
 
@@ -374,9 +371,9 @@ def _resident(dataset: Dataset, device: torch.device, workers: int) -> Tensor:
         return torch.cat([batch.views[0].to(device) for batch in plain.epoch(0)])
 
 
-def _open(
-    dataset: Dataset, augmenter: Augmenter | VariedAugmenter, batch_size: int, ahead: int
-) -> PixelSource:
+def _open(dataset: Dataset, augmenter: AnyAugmenter, batch_size: int, ahead: int) -> PixelSource:
+    if isinstance(augmenter, DeviceAugmenter):
+        return DrawnSource(augmenter, batch_size, ahead)
     if isinstance(augmenter, VariedAugmenter):
         return _open_varied(dataset, augmenter, batch_size, ahead)
     if dataset.beton is not None:

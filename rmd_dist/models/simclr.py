@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rmd_dist.models.simsiam import feature_width
+from rmd_dist.models.simsiam import feature_width, hidden_layer
 
 
 class SimCLROutput(NamedTuple):
@@ -27,12 +27,8 @@ class SimCLR(nn.Module):
     def __init__(self, encoder: nn.Module, dim: int = 128, hidden_dim: int = 2048) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = nn.Sequential(
-            nn.Linear(feature_width(encoder), hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, dim),
-        )
+        layer = hidden_layer(feature_width(encoder), hidden_dim)
+        self.projector = nn.Sequential(*layer, nn.Linear(hidden_dim, dim))
 
     def forward(self, *views: Tensor) -> SimCLROutput:
         """Views (B, 3, H, W) of the same images, each with the batch norm statistics of its own."""

@@ -20,6 +20,11 @@ def feature_width(encoder: nn.Module) -> int:
     return int(width if width else encoder.num_features)  # type: ignore[arg-type]
 
 
+def hidden_layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """A layer inside a projector or predictor: linear, batch norm, ReLU."""
+    return nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)
+
+
 class SimSiam(nn.Module):
     """SimSiam in its CIFAR form: a projector of 2 layers, a predictor of 2 with a bottleneck.
 
@@ -35,16 +40,12 @@ class SimSiam(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projector = nn.Sequential(
-            nn.Linear(feature_width(encoder), dim, bias=False),
-            nn.BatchNorm1d(dim),
-            nn.ReLU(inplace=True),
+            *hidden_layer(feature_width(encoder), dim),
             nn.Linear(dim, dim, bias=False),
             nn.BatchNorm1d(dim, affine=False),
         )
         self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
+            *hidden_layer(dim, hidden_dim),
             nn.Linear(hidden_dim, dim),
         )
 

@@ -97,15 +97,23 @@ def _teacher(study: Study, cells: Sequence[Cell]) -> str:
 
 def objective_of(teacher: Path) -> str | None:
     """How the encoder of a run folder or a file was pretrained, by the manifest beside it; None: unknown."""
-    config = read_manifest(teacher if teacher.is_dir() else teacher.parent).get("config")
+    config = _manifest_beside(teacher).get("config")
     if not isinstance(config, dict) or "optim.epochs" not in config:
         return None
-    return TITLES.get(config.get("objective", "simsiam"))  # there were runs before there was a choice
+    return TITLES.get(_objective(config))
+
+
+def _manifest_beside(teacher: Path) -> dict[str, Any]:
+    return read_manifest(teacher if teacher.is_dir() else teacher.parent)
+
+
+def _objective(config: Mapping[str, Any]) -> str:
+    return str(config.get("objective", "simsiam"))  # there were runs before there was a choice
 
 
 def _file(teacher: Path) -> str:
     """An encoder that came as a file, by the manifest beside it, else by its name without folders."""
-    manifest = read_manifest(teacher if teacher.is_dir() else teacher.parent)
+    manifest = _manifest_beside(teacher)
     try:
         return _pretraining(manifest["config"], float(manifest["results"]["last"]["value"]))
     except (KeyError, TypeError, ValueError):
@@ -117,9 +125,9 @@ def _pretraining(config: Mapping[str, Any], knn: float | None) -> str:
     count = (
         config["data.train_samples"] or dataset_info(config["data.dataset"], config["data.root"]).train_count
     )
-    objective = TITLES[config.get("objective", "simsiam")]  # there were runs before there was a choice
     known = f"kNN accuracy {100 * knn:.2f} %" if knn is not None else "not finished"
+    title = TITLES[_objective(config)]
     return (
-        f"{objective}, {grouped(count)} images without labels, {config['optim.epochs']} epochs of batch "
-        f"{config['data.batch_size']}, lr {config['optim.lr']:g}, {known}"
+        f"{title}, {grouped(count)} images without labels, {config['optim.epochs']} epochs "
+        f"of batch {config['data.batch_size']}, lr {config['optim.lr']:g}, {known}"
     )

@@ -8,6 +8,7 @@ from signal import SIGINT, SIGKILL, SIGTERM
 import pytest
 
 from tests.faults.kills import EVERY, campaign
+from tests.launched import is_alive
 from tests.tiny import words
 
 CHOSEN = [
@@ -39,17 +40,11 @@ def test_ranks_of_a_nursery_that_is_gone_are_gone(tmp_path):
         )
         own._process.send_signal(SIGKILL)
         deadline = time.monotonic() + 20
-        while _alive(job.pids[0]) and time.monotonic() < deadline:
+        while is_alive(job.pids[0]) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert not _alive(job.pids[0])
+        assert not is_alive(job.pids[0])
     finally:
         own.close()
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])

@@ -7,28 +7,16 @@ import pytest
 import torch
 
 from rmd_dist.config import CropFlipConfig, ViewConfig
-from rmd_dist.data.render.augment import Augmenter
 from rmd_dist.data.render.device import DeviceAugmenter
-from tests.data.test_device import CONFIGS, pictures
+from tests.data.test_device import CONFIGS, assert_bytes_are_the_kernels, pictures
 from tests.gpu.runs import cuda_alone
 from tests.gpu.test_step import nothing_waits
 
 
 @pytest.mark.parametrize("size", [32, cuda_alone(33), cuda_alone(64)])
 def test_bytes(size, device):
-    samples = np.random.default_rng(1).permutation(500)
     for config in CONFIGS:
-        kernels = Augmenter(config, size=size, seed=5)
-        for name, images in pictures(len(samples), size).items():
-            data = images.reshape(-1)
-            data.flags.writeable = False
-            expected = kernels.render(data, samples * images[0].size, samples, 7)
-            there = torch.from_numpy(images.copy()).to(device.type)
-            augmenter = DeviceAugmenter(there, config, seed=5)
-            drawn = augmenter.draw(samples, 7).to(device.type)
-            ours = augmenter.render(torch.from_numpy(samples).to(device.type), drawn)
-            other = int((torch.stack(ours).cpu() != expected).sum())
-            assert other == 0, f"{other} of {expected.numel()} bytes of {name} are others, {config}"
+        assert_bytes_are_the_kernels(config, size, 500, device.type)
 
 
 @pytest.mark.parametrize("config", [ViewConfig(), CropFlipConfig()])

@@ -18,6 +18,7 @@ from rmd_dist.study import commands
 from rmd_dist.study.cells import plan
 from rmd_dist.study.folder import study_of
 from rmd_dist.study.sharing import CONTROL, shared_gpus
+from tests.launched import is_alive
 from tests.study.small import STAND_IN, StandIn, spec
 
 # A daemon that lives until it is told to quit, and the client that asks it.
@@ -48,14 +49,6 @@ def calls(tmp_path, monkeypatch):
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     return tmp_path / "calls"
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
 
 
 def test_it_runs_as_long_as_the_context(calls, tmp_path, monkeypatch):

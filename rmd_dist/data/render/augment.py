@@ -239,34 +239,39 @@ def _check(name: str, value: float, top: float) -> None:
         raise ConfigError(f"{name} is {value}; allowed is a number {allowed}")
 
 
-def sample_views(
-    settings: Records, height: int, width: int, *, seed: int, epoch: int, samples: Ints, view: int
-) -> Records:
-    """The parameters of one view of each of `samples` (n,) of H x W, as records (n,) of VIEW_PARAMETERS."""
-    drawn = np.zeros(len(samples), VIEW_PARAMETERS)
-    for sample, record in zip(samples, drawn, strict=True):
-        draw_view(seed, epoch, sample, view, height, width, settings[0], record)
-    return drawn
-
-
-# What decides the views of a batch, without rendering them: `drawn` is (views, rows), of the parameters.
+# What decides the views of samples (b,) of H x W images, without rendering them: `drawn` is (V, b), of the
+# parameters.
 
 
 @kernel
-def draw_views(settings: Records, seed: int, epoch: int, samples: Ints, size: int, drawn: Any) -> None:
-    """Views of `samples` (b,) of S x S images into `drawn` (V, b), of VIEW_PARAMETERS."""
+def draw_views(
+    settings: Records, seed: int, epoch: int, samples: Ints, height: int, width: int, drawn: Any
+) -> None:
+    """Into `drawn`, of VIEW_PARAMETERS."""
     for v in range(drawn.shape[0]):
         for k in range(drawn.shape[1]):
-            draw_view(seed, epoch, samples[k], v, size, size, settings[0], drawn[v, k])
+            draw_view(seed, epoch, samples[k], v, height, width, settings[0], drawn[v, k])
 
 
 @kernel
-def draw_crops(settings: Records, seed: int, epoch: int, samples: Ints, _size: int, drawn: Any) -> None:
-    """Crops of `samples` (b,) into `drawn` (V, b), of CROP_PARAMETERS."""
+def draw_crops(
+    settings: Records, seed: int, epoch: int, samples: Ints, _height: int, _width: int, drawn: Any
+) -> None:
+    """Into `drawn`, of CROP_PARAMETERS."""
     for v in range(drawn.shape[0]):
         for k in range(drawn.shape[1]):
             crop = drawn[v, k]
             crop.top, crop.left, crop.flip = draw_crop(seed, epoch, samples[k], v, settings[0])
+
+
+def sample_views(
+    settings: Records, height: int, width: int, *, seed: int, epoch: int, samples: Ints, view: int
+) -> Records:
+    """The parameters of one view of each of `samples` (n,) of H x W, as records (n,) of VIEW_PARAMETERS."""
+    drawn: Records = np.zeros((view + 1, len(samples)), VIEW_PARAMETERS)
+    draw_views(settings, seed, epoch, samples, height, width, drawn)
+    found: Records = drawn[view]
+    return found
 
 
 def check_fixed_size(config: ViewConfig) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +26,12 @@ from rmd_dist.data.render.augment import (
     view_settings,
     views_of,
 )
+from rmd_dist.data.render.pixels import BLUE, GREEN, RED
 
 Drawn = dict[str, Tensor]
 """Parameters of n views by their names, each (n,) int64 or float64."""
 
-_LUMA = tuple(float(np.float32(weight)) for weight in (0.2989, 0.587, 0.114))  # pixels', in fp32
+_LUMA = tuple(map(float, (RED, GREEN, BLUE)))
 
 
 class DeviceAugmenter:
@@ -66,7 +66,7 @@ class DeviceAugmenter:
         shape = (self.views, len(samples), len(self._kind.names or ()))
         drawn = torch.empty(shape, dtype=torch.int64, pin_memory=self._pinned)
         records = drawn.numpy().view(self._kind)[..., 0]
-        self._draw(self._settings, self._seed, epoch, samples, self.size, records)
+        self._draw(self._settings, self._seed, epoch, samples, self.size, self.size, records)
         return drawn
 
     def render(self, index: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
@@ -88,8 +88,7 @@ class DeviceAugmenter:
 
     def _shifted(self, index: Tensor, crop: Drawn) -> Tensor:
         """`pixels.shifted_crop` of images `index` (n,): uint8 (n, S, S, 3)."""
-        columns = torch.where(crop["flip"][:, None] > 0, self._rows.flip(0), self._rows)
-        rows, columns = crop["top"][:, None] + self._rows, crop["left"][:, None] + columns
+        rows, columns = crop["top"][:, None] + self._rows, crop["left"][:, None] + self._columns(crop["flip"])
         padded = F.pad(self._images[index], (0, 0, *[self._padding] * 4))
         at = torch.arange(len(index), device=index.device)[:, None, None]
         return padded[at, rows[:, :, None], columns[:, None]]
@@ -109,13 +108,16 @@ class DeviceAugmenter:
         above, below = (self._images[index[:, None], top + taps].float() for taps in (low, high))
         rows = (above + weight * (below - above)).transpose(1, 2)  # (n, columns, S, 3)
         low, high, weight = self._taps(view["width"])
-        # Mirrored, output column i is made as column S - 1 - i else is.
-        order = torch.where(view["flip"][:, None] > 0, self._rows.flip(0), self._rows)
+        order = self._columns(view["flip"])
         low, high, weight = (taps.gather(1, order) for taps in (low, high, weight))
         left, at = view["left"][:, None], torch.arange(len(index), device=index.device)[:, None]
         before, after = rows[at, left + low], rows[at, left + high]
         planes = before + weight[:, :, None, None] * (after - before)
         return planes.permute(0, 3, 2, 1).contiguous()
+
+    def _columns(self, flip: Tensor) -> Tensor:
+        """Which column comes out at each place, (n, S): mirrored those from the last on, by `flip` (n,)."""
+        return torch.where(flip[:, None] > 0, self._rows.flip(0), self._rows)
 
     def _taps(self, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of what `length` (n,) pixels are stretched to S: (low, high, weight of high), each (n, S)."""

@@ -21,7 +21,7 @@ Scratch = tuple[Floats, Floats, npt.NDArray[np.uint64], npt.NDArray[np.uint64], 
 U = np.uint64
 _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(x) for x in (0, 1, 2, 4, 6))
 _HALF, _TOP = np.float32(0.5), np.float32(255)
-_RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # torchvision's luma
+RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # torchvision's luma
 
 
 @kernel
@@ -93,7 +93,7 @@ def adjust_contrast(planes: Floats, factor: float) -> None:
     red, green, blue = planes[0], planes[1], planes[2]
     total = 0.0
     for i in range(red.size):
-        total += _RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]
+        total += RED * red[i] + GREEN * green[i] + BLUE * blue[i]
     f = np.float32(factor)
     grey = np.float32(total / red.size * (1.0 - factor))
     for c in range(3):
@@ -108,7 +108,7 @@ def adjust_saturation(planes: Floats, factor: float) -> None:
     red, green, blue = planes[0], planes[1], planes[2]
     f = np.float32(factor)
     for i in range(red.size):
-        grey = (_RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]) * (_ONE - f)
+        grey = (RED * red[i] + GREEN * green[i] + BLUE * blue[i]) * (_ONE - f)
         red[i] = _clamp(red[i] * f + grey)
         green[i] = _clamp(green[i] * f + grey)
         blue[i] = _clamp(blue[i] * f + grey)
@@ -152,7 +152,7 @@ def to_grayscale(planes: Floats) -> None:
     """Replace the three channels by the grey."""
     red, green, blue = planes[0], planes[1], planes[2]
     for i in range(red.size):
-        grey = _RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]
+        grey = RED * red[i] + GREEN * green[i] + BLUE * blue[i]
         red[i] = grey
         green[i] = grey
         blue[i] = grey
